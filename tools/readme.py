@@ -1,0 +1,78 @@
+"""Write README.md from nbs/index.ipynb: `readme.py ROOT [--check]`
+
+Prose stays, code and its output are fenced, a picture made by a cell is saved under nbs/images, and the part between
+`<!-- results -->` and `<!-- /results -->` is filled from benchmarks/results/*.json. Each of these files is one run:
+`{"machine": "2 cores of ...", "date": "2026-01-31", "rows": [{"what": "TREC-6 test error, %", "ours": 6.1, "peer": 12.4,
+"peer_name": "TF-IDF + logistic regression", "ratio": 0.49}, ...]}`, with an optional integer "order" that sorts the files.
+"""
+import base64,json,re,sys
+from pathlib import Path
+
+OPEN,CLOSE = '<!-- results -->','<!-- /results -->'
+KEYS = ['what','ours','peer','peer_name','ratio']
+_hidden = re.compile(r'^#\|\s*(hide|default_exp|export\w*|include:\s*false)\s*$', re.M)
+_links = re.compile(r'(\]\()(?![a-z]+:|#|/)([^)\s]+)(\))')
+
+def _num(x): return f'{x:,.4g}' if isinstance(x, (int,float)) else str(x)
+
+def run_rows(fn):
+    "Table rows of one run, and the line that says where and when it ran"
+    d = json.loads(fn.read_text(encoding='utf8'))
+    lacks = [k for k in ('machine','date','rows') if k not in d] + [k for k in KEYS if any(k not in r for r in d.get('rows',[]))]
+    if lacks: raise ValueError(f"{fn.name} lacks {', '.join(lacks)}: write it as the top of tools/readme.py says")
+    rows = [f"| {r['what']} | {_num(r['ours'])} | {_num(r['peer'])} ({r['peer_name']}) | {_num(r['ratio'])} |" for r in d['rows']]
+    return d.get('order',99),rows,f"{d['machine']}, {d['date']}"
+
+def results_table(folder):
+    "Markdown table of every run in `folder`, with machine and date below; a sentence where there is no run yet"
+    runs = sorted((run_rows(o) for o in sorted(folder.glob('*.json'))), key=lambda r: r[0])
+    if not runs: return 'No figure is stored yet: `make bench` measures them on your machine.'
+    places = dict.fromkeys(r[2] for r in runs)
+    return '\n'.join(['| what | ours | peer, same run | ratio |', '|---|---|---|---|'] + [l for r in runs for l in r[1]]
+        + ['', f"Measured on: {'; '.join(places)}."])
+
+def fill(src, folder):
+    "`src` with the part between the markers replaced by the results table"
+    if OPEN not in src: return src
+    if CLOSE not in src: raise ValueError(f"{OPEN} is never closed by {CLOSE} in nbs/index.ipynb")
+    a,rest = src.split(OPEN, 1)
+    return f'{a}{OPEN}\n{results_table(folder)}\n{CLOSE}{rest.split(CLOSE, 1)[1]}'
+
+def output_md(o, name, pics):
+    "One output as markdown; a picture is put in `pics` under its path"
+    if o['output_type']=='stream': return f"```text\n{''.join(o['text']).rstrip()}\n```"
+    data = o.get('data', {})
+    if 'image/png' in data:
+        fn = f'nbs/images/{name}.png'
+        pics[fn] = base64.b64decode(''.join(data['image/png']))
+        return f'![]({fn})'
+    if 'text/markdown' in data: return ''.join(data['text/markdown'])
+    txt = ''.join(data.get('text/plain', '')).rstrip()
+    return f'```text\n{txt}\n```' if txt else ''
+
+def cell_md(c, folder, pics):
+    "A cell as markdown: hidden cells vanish, directives are dropped, links are made relative to the root"
+    src = ''.join(c['source']).strip()
+    if c['cell_type']=='markdown': return _links.sub(r'\1nbs/\2\3', fill(src, folder)).replace('](nbs/../', '](')
+    if c['cell_type']!='code' or not src or _hidden.search(src): return ''
+    code = '\n'.join(l for l in src.splitlines() if not l.startswith('#|')).strip()
+    outs = [output_md(o, f"readme_{c['id']}_{i}", pics) for i,o in enumerate(c.get('outputs', []))]
+    return '\n\n'.join([f'```python\n{code}\n```'] + [o for o in outs if o])
+
+def readme(root):
+    "The files that make the README: {path relative to `root`: bytes}"
+    pics,nb = {},json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf8'))
+    parts = [o for c in nb['cells'] if (o:=cell_md(c, root/'benchmarks'/'results', pics))]
+    note = '<!-- Written by tools/readme.py from nbs/index.ipynb. Edit that, not this. -->'
+    return {'README.md':'\n\n'.join([note]+parts).encode('utf8')+b'\n', **pics}
+
+def main(root, check=False):
+    "Write the README; or, with `check`, exit with a sentence where it is stale"
+    for fn,b in readme(root).items():
+        p = root/fn
+        if check and (not p.exists() or p.read_bytes()!=b): sys.exit(f'{fn} is stale: run `python tools/readme.py .`')
+        if check: continue
+        p.parent.mkdir(parents=True, exist_ok=True)
+        p.write_bytes(b)
+
+if __name__=='__main__': main(Path(sys.argv[1]), '--check' in sys.argv)
