@@ -49,7 +49,7 @@ class Files(BaseHTTPRequestHandler):
 def server():
     s = ThreadingHTTPServer(('127.0.0.1', 0), Files)
     s.files,s.breaks,s.asked,s.url = {},[],[],f'http://127.0.0.1:{s.server_port}'
-    Thread(target=s.serve_forever, daemon=True).start()
+    Thread(target=s.serve_forever, args=(.01,), daemon=True).start()
     yield s
     s.shutdown()
     s.server_close()
@@ -70,7 +70,8 @@ def test_broken_line_goes_on_where_it_stopped(server, tmp_path):
 
 def test_resume_in_a_later_call(server, tmp_path):
     server.files['/a'],server.breaks[:] = body,[10,10,1000]
-    with pytest.raises(ConnectionError, match='1020 of 300000 bytes came.*call again to go on'): fetch(server.url+'/a', tmp_path/'a', sha(body))
+    with pytest.raises(ConnectionError, match='1020 of 300000 bytes came.*call again to go on'):
+        fetch(server.url+'/a', tmp_path/'a', sha(body))
     assert not (tmp_path/'a').exists() and (tmp_path/'a.part').stat().st_size==1020
     assert fetch(server.url+'/a', tmp_path/'a', sha(body)).read_bytes()==body
     assert server.asked[-1][1]=='bytes=1020-'
@@ -106,10 +107,12 @@ def test_mirror_and_404(server, tmp_path):
     server.files['/b'] = body
     assert fetch([server.url+'/gone', server.url+'/b'], tmp_path/'a', sha(body)).read_bytes()==body
     assert len([1 for p,_ in server.asked if p=='/gone'])==1
-    with pytest.raises(ConnectionError, match='c could not be downloaded from .*gone.*Not Found.*put the file at'): fetch(server.url+'/gone', tmp_path/'c')
+    with pytest.raises(ConnectionError, match='c could not be downloaded from .*gone.*Not Found.*put the file at'):
+        fetch(server.url+'/gone', tmp_path/'c')
 
 def test_no_server(tmp_path):
-    with pytest.raises(ConnectionError, match='could not be downloaded from http://127.0.0.1:9/a'): fetch('http://127.0.0.1:9/a', tmp_path/'a')
+    with pytest.raises(ConnectionError, match='could not be downloaded from http://127.0.0.1:9/a'):
+        fetch('http://127.0.0.1:9/a', tmp_path/'a')
 
 def test_offline_touches_no_network(server, tmp_path, monkeypatch):
     server.files['/a'] = body
@@ -122,15 +125,17 @@ def _member(name, **kw):
     for k,v in kw.items(): setattr(m, k, v)
     return m
 
-evil = dict(up=_member('../evil'), absolute=_member('/tmp/evil'), deep=_member('a/../../evil'), link=_member('l', type=tarfile.SYMTYPE, linkname='/etc'),
-    hard=_member('h', type=tarfile.LNKTYPE, linkname='../evil'), device=_member('d', type=tarfile.CHRTYPE), drive=_member('C:/evil'), back=_member('..\\evil'))
+evil = dict(up=_member('../evil'), absolute=_member('/tmp/evil'), deep=_member('a/../../evil'), drive=_member('C:/evil'),
+    link=_member('l', type=tarfile.SYMTYPE, linkname='/etc'), hard=_member('h', type=tarfile.LNKTYPE, linkname='../evil'),
+    device=_member('d', type=tarfile.CHRTYPE), back=_member('..\\evil'))
 
 @pytest.mark.parametrize('kind', evil)
 def test_tar_that_leaves_its_folder_is_refused(tmp_path, kind):
     with tarfile.open(tmp_path/'x.tgz', 'w:gz') as t:
         t.addfile(_member('ok.txt', size=2), io.BytesIO(b'ok'))
         t.addfile(evil[kind])
-    with pytest.raises(ValueError, match='link, a device or lies outside.*not unpacked'): extract(tmp_path/'x.tgz', tmp_path/'in'/'x')
+    with pytest.raises(ValueError, match='link, a device or lies outside.*not unpacked'):
+        extract(tmp_path/'x.tgz', tmp_path/'in'/'x')
     assert not list((tmp_path/'in').iterdir()) and not (tmp_path/'evil').exists()
 
 @pytest.mark.parametrize('name', ['../evil','/evil','a/../../evil'])
@@ -169,8 +174,10 @@ def _register(server, name, data, **kw):
     register_dataset(DatasetSpec(name, 'for a test', 'classes', ['text'], 'label', 2, upstream=up))
 
 def test_archive_of_folders_end_to_end(server):
-    data = _tgz({'x/train/pos/1_9.txt':b'good','x/train/neg/0_2.txt':b'bad','x/train/neg/10_1.txt':'schl\xe9cht'.encode(),'x/un/unsup/0_0.txt':b'who knows'})
-    _register(server, 'rev', data, read='folder', unlabelled='unsup', splits=dict(train=['x.tgz','x/train/*/*.txt',3], unsup=['x.tgz','x/un/unsup/*.txt',1]))
+    data = _tgz({'x/train/pos/1_9.txt':b'good', 'x/train/neg/0_2.txt':b'bad', 'x/train/neg/10_1.txt':'schl\xe9cht'.encode(),
+        'x/un/unsup/0_0.txt':b'who knows'})
+    splits = dict(train=['x.tgz','x/train/*/*.txt',3], unsup=['x.tgz','x/un/unsup/*.txt',1])
+    _register(server, 'rev', data, read='folder', unlabelled='unsup', splits=splits)
     assert datasets().loc['rev','found'].startswith('to download')
     d = load_dataset('rev')
     assert d.train.values.tolist()==[['bad','neg'],['schl\xe9cht','neg'],['good','pos']] and list(d.unsup)==['text']
@@ -192,10 +199,12 @@ def test_hostile_upstream_leaves_nothing(server, tmp_path):
 
 def test_download_false_and_offline_say_what_and_where(server, monkeypatch):
     _register(server, 'x', _tgz({'a':b'x'}), read='folder', splits=dict(train=['x.tgz','*',1]))
-    with pytest.raises(FileNotFoundError, match="train of 'x' is not on this machine: looked for .*x.tgz.d .*download=False forbids"): load_dataset('x', 'train', download=False)
+    with pytest.raises(FileNotFoundError, match="train of 'x' is not on this machine: looked for .*x.tgz.d, .*allow download=True"):
+        load_dataset('x', 'train', download=False)
     monkeypatch.setenv('ULMFIT_T5_OFFLINE', '1')
     for n in ('x','imdb','trec'):
-        with pytest.raises(FileNotFoundError, match=r'train of .* not on this machine: looked for .*not set.*ULMFIT_T5_OFFLINE forbids'): load_dataset(n, 'train')
+        with pytest.raises(FileNotFoundError, match=r'train of .* not on this machine: looked for .*not set.*ULMFIT_T5_OFFLINE forbids'):
+            load_dataset(n, 'train')
         with pytest.raises(FileNotFoundError): lm_texts(n, 'train')
     with pytest.raises(FileNotFoundError, match="no public download of it is known.*'yelp_full'"): load_dataset('yelp', 'train')
     assert server.asked==[]
@@ -203,8 +212,8 @@ def test_download_false_and_offline_say_what_and_where(server, monkeypatch):
 def test_bundled_needs_nothing(monkeypatch):
     monkeypatch.setenv('ULMFIT_T5_OFFLINE', '1')
     d = load_dataset('dbpedia')
-    assert {k:(len(v),v.label.nunique(),set(v.label.value_counts())) for k,v in d.items()}==dict(train=(11200,14,{800}), test=(2800,14,{200}))
-    assert not set(d.train.text)&set(d.test.text) or len(set(d.train.text)&set(d.test.text))<30
+    got = {k:(len(v),v.label.nunique(),set(v.label.value_counts())) for k,v in d.items()}
+    assert got==dict(train=(11200,14,{800}), test=(2800,14,{200}))
     assert sum(p.stat().st_size for p in bundled('dbpedia14').iterdir())<1_250_000
     readme = (bundled('dbpedia14')/'README.md').read_text(encoding='utf8')
     for o in dataset_info('dbpedia').splits.values(): assert o[0][2] in readme
@@ -237,7 +246,8 @@ def test_checked_once_then_remembered(tmp_path, monkeypatch):
 
 def test_readers(tmp_path):
     p = tmp_path/'a.jsonl.xz'
-    with lzma.open(p, 'wt', encoding='utf8') as f: f.write(json.dumps(dict(text='a\u2028b', label='007'))+'\n'+json.dumps(dict(text='2020-01-01', label='x'))+'\n')
+    rows = [dict(text='a\u2028b', label='007'),dict(text='2020-01-01', label='x')]
+    with lzma.open(p, 'wt', encoding='utf8') as f: f.write(''.join(json.dumps(o, ensure_ascii=False)+'\n' for o in rows))
     assert D._jsonl([p], {}).values.tolist()==[['a\u2028b','007'],['2020-01-01','x']]
     p = tmp_path/'a.tsv'
     p.write_text('sentence\tlabel\nsays "half \t1\nNA\t0\n')
@@ -273,8 +283,8 @@ def test_few_shot_is_stratified_seeded_and_nested(counts, data):
 
 def test_few_shot_refuses():
     df = pd.DataFrame(dict(label=['a']*5+['b'], score=np.arange(6)/2))
-    for kw,msg in ((dict(), 'either'), (dict(n_per_class=1, n_total=2), 'either'), (dict(n_per_class=2), "class 'b' has 1 rows"), (dict(n_total=1), 'at least'),
-        (dict(n_total=7), 'at most all'), (dict(n_per_class=1, label='score'), 'numbers or lists')):
+    for kw,msg in ((dict(), 'either'), (dict(n_per_class=1, n_total=2), 'either'), (dict(n_per_class=2), "class 'b' has 1 rows"),
+        (dict(n_total=1), 'at least'), (dict(n_total=7), 'at most all'), (dict(n_per_class=1, label='score'), 'numbers or lists')):
         with pytest.raises(ValueError, match=msg): few_shot(df, **kw)
     a,b = few_shot(df, n_total=2, seed=1),few_shot(df, n_total=2, seed=2)
     assert set(a.label)==set(b.label)=={'a','b'}
@@ -297,14 +307,14 @@ def _home(monkeypatch):
 
 @real
 def test_every_file_of_the_data_home_is_the_one_in_the_registry(monkeypatch):
-    "Rows and hashes; the big Wikipedia shards by hash of one and size of all. Skips files that this data folder does not have"
+    "Rows, classes and hashes of every split up to 10 MB; a split that this data folder does not have is left out, most must be there"
     with _home(monkeypatch) as root:
         sources = (root/'SOURCES.md').read_text(encoding='utf8')
         seen = 0
         for s in D._registry().values():
             for split,parts in s.splits.items():
                 for f,n,h in parts: assert f'| {f} |' in sources and h in sources
-                if not D._where(s, split) or sum(Path(root/f).stat().st_size for f,_,_ in parts)>6e6: continue
+                if not D._where(s, split) or sum(Path(root/f).stat().st_size for f,_,_ in parts)>10e6: continue
                 d = load_dataset(s.name, split)
                 seen += 1
                 if not (s.names and None in s.names.values()): assert len(d)==s.rows(split), (s.name, split)
@@ -315,9 +325,12 @@ def test_every_file_of_the_data_home_is_the_one_in_the_registry(monkeypatch):
 @real
 def test_sizes_that_papers_print(monkeypatch):
     with _home(monkeypatch):
-        for n,want in dict(trec='train 5,452, test 500', imdb='train 25,000, test 25,000, unsup 50,000', sst5='train 8,544, dev 1,101, test 2,210').items():
+        published = dict(trec='train 5,452, test 500', imdb='train 25,000, test 25,000, unsup 50,000',
+            sst5='train 8,544, dev 1,101, test 2,210')
+        for n,want in published.items():
             assert datasets().loc[n,'rows']==want and datasets().loc[n,'found']=='$ULMFIT_T5_DATA'
-        assert set(load_dataset('trec','test').label)==set('ABBR DESC ENTY HUM LOC NUM'.split())-set() and load_dataset('trec50','test').label.nunique()==42
+        assert set(load_dataset('trec','test').label)==set('ABBR DESC ENTY HUM LOC NUM'.split())
+        assert load_dataset('trec50','test').label.nunique()==42
         assert set(load_dataset('yelp_polarity','test').label)=={'positive','negative'}
         assert load_dataset('stsb','dev').label.between(0,5).all()
 
@@ -327,11 +340,12 @@ def test_articles_stream_with_flat_memory(monkeypatch):
     with _home(monkeypatch):
         assert sum(1 for _ in lm_texts('wikipedia','valid'))==80 and sum(1 for _ in lm_texts('wikitext-103','test'))==60
         it = lm_texts('wikipedia', shards=1)
+        next(it) # xz has its dictionary of 64 MB now
         tracemalloc.start()
-        docs = [next(it).startswith('= ') for _ in range(200)]
+        docs = [next(it).startswith('= ') for _ in range(1000)]
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert all(docs) and peak<10e6
+        assert all(docs) and peak<5e6
 
 @real
 def test_aclimdb_folder_reads_like_the_csv(monkeypatch, tmp_path):

@@ -7,6 +7,8 @@ from conftest import bin,repo_files,root,run
 FUNC,MODULE,OUTPUT,FILE,LSTM,BUNDLED = 50,330,300_000,16_000_000,30_000_000,60_000_000
 PICKLERS = {'pickle','_pickle','cPickle','dill','cloudpickle','joblib','shelve','marshal'}
 NAMES = {'load_pickle','save_pickle','read_pickle','to_pickle','load_learner','joblib_dump'}
+NEWER = {'typing.Self','typing.Never','typing.LiteralString','typing.Unpack','typing.Required','typing.assert_never','typing.override','enum.StrEnum','datetime.UTC',
+    'contextlib.chdir','hashlib.file_digest','itertools.batched','asyncio.TaskGroup','asyncio.timeout','math.cbrt','operator.call'}
 GENERATED = ('docs/_src/','docs/_build/','docs/api/','_proc/','_docs/')
 HAND_DOCS = {'docs/conf.py','docs/index.md'}
 
@@ -34,6 +36,14 @@ def unsafe(src, fn):
         if isinstance(o, ast.Name|ast.Attribute) and getattr(o, 'attr', getattr(o, 'id', ''))in NAMES: bad.append((o, 'calls a pickling function'))
     return [f'{fn}:{o.lineno} {why}' for o,why in bad]
 
+def too_new(src, fn):
+    "Syntax and library names that came after Python 3.10"
+    try: tree = ast.parse(src, feature_version=(3,10))
+    except SyntaxError as e: return [f'{fn}:{e.lineno} {e.msg}']
+    names = [(o.lineno,f'{o.module}.{a.name}') for o in ast.walk(tree) if isinstance(o, ast.ImportFrom) for a in o.names]
+    names += [(o.lineno,ast.unparse(o)) for o in ast.walk(tree) if isinstance(o, ast.Attribute)]
+    return [f'{fn}:{i} {n}' for i,n in names if n in NEWER]
+
 def fat_outputs(nb, fn):
     "Outputs over the limit, and outputs that show where the checkout or the home folder of their maker was"
     bad = []
@@ -55,6 +65,11 @@ def test_modules_are_short():
     assert {k:v for k,v in n.items() if v>MODULE}=={}
 
 def test_nothing_is_pickled(): assert [b for o in package() for b in unsafe(o.read_text(), o.relative_to(root))]==[]
+
+def test_python_310_will_do(): assert [b for o in sources() for b in too_new(o.read_text(), o.relative_to(root))]==[]
+
+@pytest.mark.parametrize('src', ['try: f()\nexcept* E: pass', 'from typing import Self', 'hashlib.file_digest(f, "md5")', 'type X = int'])
+def test_too_new_is_found(src): assert len(too_new(src, 'x.py'))==1
 
 def test_outputs_are_small():
     nbs = [o for o in repo_files() if o.suffix=='.ipynb']

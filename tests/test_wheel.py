@@ -40,3 +40,29 @@ def test_wheel_imports(installed, tmp_path):
     "`ulmfit_t5.all` imports in a new process, from the wheel and from another folder"
     out = run(sys.executable, '-c', IMPORT, cwd=tmp_path, PYTHONPATH=str(installed)).split()
     assert out[-2]==str(installed), f'imported from {out[-2]}, not from the wheel'
+
+PREDICT = """
+import json,math,sys,torch
+from ulmfit_t5.all import *
+tok = bundled_tokenizer()
+ids = tok.encode('The city is the capital of the province and lies on the river.')
+def bits(lm, ids):
+    x = torch.tensor([ids])
+    lm.reset()
+    with torch.no_grad(): logits = lm.logits(lm(x[:,:-1]).h)
+    return torch.nn.functional.cross_entropy(logits[0].float(), x[0,1:]).item()
+for name in sys.argv[1:]:
+    art = load_artefact(bundled(name), 'language_model')
+    cfg = {k:v for k,v in art.config['model'].items() if k!='vocab_sz'}
+    lm = load_tensors(language_model(len(tok), cfg), art.tensors).eval()
+    seq = ids[::-1] if art.config.get('backwards') else ids
+    mixed = [seq[i] for i in torch.randperm(len(seq), generator=torch.Generator().manual_seed(0))]
+    print(name, bits(lm, seq), bits(lm, mixed), math.log(len(tok)))
+    assert bits(lm, seq)<min(bits(lm, mixed), math.log(len(tok)))
+"""
+
+def test_wheel_predicts(installed, tmp_path):
+    "Each bundled language model, read from the wheel, finds a sentence likelier than its words in disorder"
+    names = sorted(o.parent.name for o in (installed/'ulmfit_t5'/'bundled').glob('*/config.json'))
+    if not names: pytest.skip('no model is bundled yet')
+    run(sys.executable, '-c', PREDICT, *names, cwd=tmp_path, PYTHONPATH=str(installed))

@@ -2,26 +2,31 @@
 
 Prose stays, code and its output are fenced, a picture made by a cell is saved under nbs/images, and the part between
 `<!-- results -->` and `<!-- /results -->` is filled from benchmarks/results/*.json. Each of these files is one run:
-`{"machine": "2 cores of ...", "date": "2026-01-31", "rows": [{"what": "TREC-6 test error, %", "ours": 6.1, "peer": 12.4,
-"peer_name": "TF-IDF + logistic regression", "ratio": 0.49}, ...]}`, with an optional integer "order" that sorts the files.
+`{"machine": "...", "date": "2026-01-31", "rows": [{"what": "TREC-6 test error", "ours": 6.1, "peer": 12.4, "ratio": 0.49}]}`.
+By choice a row has a "unit" and a "peer_name", a run a "peer_name", "cores", and "order" (an integer that sorts the runs).
 """
 import base64,json,re,sys
 from pathlib import Path
 
 OPEN,CLOSE = '<!-- results -->','<!-- /results -->'
-KEYS = ['what','ours','peer','peer_name','ratio']
+KEYS = ['what','ours','peer','ratio']
 _hidden = re.compile(r'^#\|\s*(hide|default_exp|export\w*|include:\s*false)\s*$', re.M)
 _links = re.compile(r'(\]\()(?![a-z]+:|#|/)([^)\s]+)(\))')
 
 def _num(x): return f'{x:,.4g}' if isinstance(x, (int,float)) else str(x)
+
+def row_md(r, peer_name=None):
+    "A row of the table; `peer_name` is the run's, for rows that name none"
+    unit,peer = r.get('unit'),r.get('peer_name', peer_name)
+    return f"| {r['what']}{f', {unit}' if unit else ''} | {_num(r['ours'])} | {_num(r['peer'])}{f' ({peer})' if peer else ''} | {_num(r['ratio'])} |"
 
 def run_rows(fn):
     "Table rows of one run, and the line that says where and when it ran"
     d = json.loads(fn.read_text(encoding='utf8'))
     lacks = [k for k in ('machine','date','rows') if k not in d] + [k for k in KEYS if any(k not in r for r in d.get('rows',[]))]
     if lacks: raise ValueError(f"{fn.name} lacks {', '.join(lacks)}: write it as the top of tools/readme.py says")
-    rows = [f"| {r['what']} | {_num(r['ours'])} | {_num(r['peer'])} ({r['peer_name']}) | {_num(r['ratio'])} |" for r in d['rows']]
-    return d.get('order',99),rows,f"{d['machine']}, {d['date']}"
+    cores = f", {d['cores']} core{'s'[:d['cores']>1]}" if 'cores' in d else ''
+    return d.get('order',99),[row_md(r, d.get('peer_name')) for r in d['rows']],f"{d['machine']}{cores}, {d['date']}"
 
 def results_table(folder):
     "Markdown table of every run in `folder`, with machine and date below; a sentence where there is no run yet"

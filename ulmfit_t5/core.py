@@ -6,10 +6,10 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/core.html.md"""
 
 # %% auto #0
 __all__ = ['data_home', 'cache_home', 'bundled', 'sha256_file', 'stable_hash', 'atomic_path', 'write_json', 'seed_everything',
-           'bf16_fast', 'default_device', 'human', 'seconds']
+           'bf16_fast', 'default_device', 'keep_freed_memory', 'human', 'seconds']
 
 # %% ../nbs/api/00_core.ipynb #5aa88038
-import hashlib,json,os,random,shutil,sys,tempfile
+import ctypes,hashlib,json,os,random,shutil,sys,tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -99,6 +99,15 @@ def _cpu_flag(*names):
 def default_device() -> torch.device:
     "The first GPU if there is one, else the CPU"
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+# %% ../nbs/api/00_core.ipynb #07e5c209
+def keep_freed_memory() -> bool: # whether this system's C library could be told
+    "Let freed blocks be reused instead of returned to the kernel (glibc's `mallopt`); the process stays at its peak size"
+    if not sys.platform.startswith('linux'): return False
+    try: libc = ctypes.CDLL('libc.so.6')
+    except OSError: return False
+    M_TRIM_THRESHOLD,M_MMAP_THRESHOLD = -1,-3
+    return bool(libc.mallopt(M_MMAP_THRESHOLD, 1<<30) and libc.mallopt(M_TRIM_THRESHOLD, (1<<31)-1))
 
 # %% ../nbs/api/00_core.ipynb #936f9b33
 def human(n: float) -> str: # e.g. '7.1M'

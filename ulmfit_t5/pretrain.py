@@ -102,7 +102,7 @@ def train_step(self:Run) -> float: # the loss
     total = loss
     if h['alpha']: total = total + h['alpha']*out.dropped.float().pow(2).mean()
     if h['beta']: total = total + h['beta']*(out.raw[:,1:].float()-out.raw[:,:-1].float()).pow(2).mean()
-    if not math.isfinite(loss): raise FloatingPointError(f'the loss is {loss.item()} at step {self.step}, rate {self.opt.param_groups[0]["lr"]:.2g}: '
+    if not math.isfinite(loss.item()): raise FloatingPointError(f'the loss is {loss.item()} at step {self.step}, rate {self.opt.param_groups[0]["lr"]:.2g}: '
         f'lower lr or clip; the last checkpoint in {self.out} is from before')
     total.backward()
     torch.nn.utils.clip_grad_norm_(self.lm.parameters(), h['clip'])

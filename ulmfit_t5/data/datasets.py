@@ -7,20 +7,19 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/data.datasets.html.md"""
 # %% auto #0
 __all__ = ['DatasetSpec', 'dataset_info', 'register_dataset', 'datasets', 'load_dataset', 'few_shot', 'lm_texts']
 
-# %% ../../nbs/api/13_data.datasets.ipynb #4916d648
+# %% ../../nbs/api/13_data.datasets.ipynb #c39b10a5
 import json,lzma,re
 from dataclasses import dataclass,field,replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from string import ascii_lowercase
 
 import numpy as np,pandas as pd
 from fastcore.basics import AttrDict
 from ..core import *
 from .download import *
 
-# %% ../../nbs/api/13_data.datasets.ipynb #9df500c0
+# %% ../../nbs/api/13_data.datasets.ipynb #45aad3e2
 @dataclass(frozen=True)
 class DatasetSpec:
     "What is known of a named dataset"
@@ -52,14 +51,14 @@ class DatasetSpec:
     @property
     def sizes(self) -> str: # such as 'train 5,452, test 500'
         "Rows of each split, in words"
-        return ', '.join(f"{o} {'?' if self.rows(o) is None else format(self.rows(o), ',')}" for o in self.all_splits)
+        return ', '.join(f"{o} {'?' if (n := self.rows(o)) is None else format(n, ',')}" for o in self.all_splits)
     def __str__(self):
         kind = f'{self.task}, {self.classes} classes' if self.classes else self.task
         lines = [f'{self.name}: {self.title} ({self.lang})', f'task: {kind}', f'rows: {self.sizes}', f'licence: {self.licence}',
             f'cite: {self.cite}', f'found: {_found(self)}', f'note: {self.note}']
         return '\n'.join(lines if self.note else lines[:-1])
 
-# %% ../../nbs/api/13_data.datasets.ipynb #5433a437
+# %% ../../nbs/api/13_data.datasets.ipynb #26fd7700
 @lru_cache
 def _registry(): return {k:DatasetSpec(k, **v) for k,v in json.loads(bundled('datasets.json').read_text(encoding='utf8')).items()}
 
@@ -73,7 +72,7 @@ def register_dataset(spec: DatasetSpec): # replaces one of the same name
     "Add a dataset of your own to the registry of this process"
     _registry()[spec.name] = spec
 
-# %% ../../nbs/api/13_data.datasets.ipynb #1514ba9d
+# %% ../../nbs/api/13_data.datasets.ipynb #04d74db2
 def _cache(): return cache_home()/'datasets'
 
 def _places(spec):
@@ -86,11 +85,11 @@ def _where(spec, split):
         ps = [root/(Path(f).name if place=='the package' else f) for f,_,_ in spec.splits[split]]
         if all(p.is_file() for p in ps): return place,ps
 
-# %% ../../nbs/api/13_data.datasets.ipynb #e16bffbf
+# %% ../../nbs/api/13_data.datasets.ipynb #366bc75b
 def _target(spec, split):
     if split not in (spec.upstream or {}).get('splits', {}): return None
     file,member,_ = spec.upstream['splits'][split]
-    return _cache()/spec.name/(file+'.d' if member else file)
+    return _cache()/spec.name/(f'{file}.d' if member else file)
 
 def _found(spec):
     got = {s:w[0] if (w := _where(spec, s)) else 'the cache' if (t := _target(spec, s)) and t.exists() else '' for s in spec.all_splits}
@@ -103,7 +102,7 @@ def _offer(spec):
     sizes = [o['bytes'] for o in spec.upstream['files'].values()]
     return 'to download' + (f', {sum(sizes)/1e6:.3g} MB' if all(sizes) else '')
 
-# %% ../../nbs/api/13_data.datasets.ipynb #e430db84
+# %% ../../nbs/api/13_data.datasets.ipynb #6360ad0f
 def datasets(task: str|None=None # only those of this task
 ) -> pd.DataFrame: # one row per dataset; `found` says where it is on this machine
     "Table of the named datasets"
@@ -111,14 +110,20 @@ def datasets(task: str|None=None # only those of this task
         found=_found(s)) for s in _registry().values() if task in (None,s.task)]
     return pd.DataFrame(rows).set_index('name')
 
-# %% ../../nbs/api/13_data.datasets.ipynb #ba11e9ed
+# %% ../../nbs/api/13_data.datasets.ipynb #5d7c1302
 _plain = dict(dtype=str, keep_default_na=False)
 
 def _open(p, encoding='utf8'): return (lzma.open if p.suffix=='.xz' else open)(p, 'rt', encoding=encoding)
 
+def _rows(p, encoding='utf8'):
+    with _open(p, encoding) as f: return [l for l in f.read().split('\n') if l.strip()]
+
+# %% ../../nbs/api/13_data.datasets.ipynb #9131021e
 def _csv(ps, u): return pd.concat([pd.read_csv(p, **_plain) for p in ps], ignore_index=True)
 
-# %% ../../nbs/api/13_data.datasets.ipynb #9ed0e63d
+def _jsonl(ps, u): return pd.DataFrame([json.loads(l) for p in ps for l in _rows(p)])
+
+# %% ../../nbs/api/13_data.datasets.ipynb #0011733a
 def _tsv(ps, u):
     df = pd.concat([pd.read_csv(p, sep='\t', quoting=3, **_plain) for p in ps], ignore_index=True)
     return df.apply(lambda c: c.str.strip())
@@ -128,9 +133,7 @@ def _headless(ps, u):
     df = pd.concat([pd.read_csv(p, names=u['columns'], sep=sep, quoting=3 if sep=='\t' else 0, **_plain) for p in ps], ignore_index=True)
     return df.apply(lambda c: c.str.replace('\\n', '\n', regex=False))
 
-def _jsonl(ps, u): return pd.concat([pd.read_json(p, lines=True, dtype=False, convert_dates=False) for p in ps], ignore_index=True)
-
-# %% ../../nbs/api/13_data.datasets.ipynb #8eb7c6a1
+# %% ../../nbs/api/13_data.datasets.ipynb #d821827a
 def _folder(ps, u):
     def row(p):
         id,_,stars = p.stem.partition('_')
@@ -139,19 +142,16 @@ def _folder(ps, u):
     return pd.DataFrame([row(p) for p in sorted(ps, key=lambda p: (p.parent.name, p.stem.partition('_')[0].zfill(9)))])
 
 def _trec(ps, u):
-    rows = [l.rstrip('\n').split(' ', 1) for p in ps for l in p.read_text(encoding='latin-1').split('\n') if l]
+    rows = [l.split(' ', 1) for p in ps for l in _rows(p, 'latin-1')]
     return pd.DataFrame([dict(label=y.split(':')[0], label_fine=y, text=x) for y,x in rows])
 
-def _lines(ps, u):
-    texts = [(u['labels'][p.name], l.strip()) for p in ps for l in p.read_text(encoding=u['encoding']).split('\n')]
-    return pd.DataFrame([dict(text=x, label=y) for y,x in texts if x])
+def _lines(ps, u): return pd.DataFrame([dict(text=l.strip(), label=u['labels'][p.name]) for p in ps for l in _rows(p, u['encoding'])])
 
-# %% ../../nbs/api/13_data.datasets.ipynb #45bb2375
+# %% ../../nbs/api/13_data.datasets.ipynb #92918c91
 def _conll(ps, u):
     def sents(p):
-        with _open(p) as f: blocks = re.split(r'\n\s*\n', f.read().strip('\n'))
-        return [[l.split('\t') for l in b.split('\n')] for b in blocks]
-    return pd.DataFrame([dict(enumerate(zip(*s))) for p in ps for s in sents(p)]).rename(columns=str)
+        with _open(p) as f: return re.split(r'\n\s*\n', f.read().strip('\n'))
+    return pd.DataFrame([dict(enumerate(zip(*[l.split('\t') for l in s.split('\n')]))) for p in ps for s in sents(p)]).rename(columns=str)
 
 def _articles(ps):
     for p in ps:
@@ -170,20 +170,20 @@ def _docs(ps, u): return pd.DataFrame(dict(text=list(_articles(ps))))
 _readers = dict(csv=_csv, tsv=_tsv, headless=_headless, jsonl=_jsonl, folder=_folder, trec=_trec, lines=_lines, conll=_conll, docs=_docs,
     txt=_docs, tokens=_docs)
 
-# %% ../../nbs/api/13_data.datasets.ipynb #3498b92a
+# %% ../../nbs/api/13_data.datasets.ipynb #baa17f7a
 def _absent(spec, split, why):
     files = [f for f,_,_ in spec.splits.get(split, [])]
     what = ' and '.join([*files[:1], *([f'{len(files)-1} more'] if files[1:] else [])])
-    looked = [f"{what} in {place} ({root})" for place,root in _places(spec)] if files else [str(_target(spec, split))]
-    home = '' if data_home() else ' ($ULMFIT_T5_DATA is not set)'
+    looked = [f'{what} in {place} ({root})' for place,root in _places(spec)] if files else [str(_target(spec, split))]
+    if not data_home(): looked.append('$ULMFIT_T5_DATA is not set')
     other = f', or take {spec.instead!r}, which can be downloaded' if spec.instead else ''
-    return f"{split} of {spec.name!r} is not on this machine: looked for {', '.join(looked)}{home}; {why}; put it there{other}"
+    return f"{split} of {spec.name!r} is not on this machine: looked for {', '.join(looked)}; {why}, or put it there{other}"
 
 def _get_upstream(spec, split, download):
     t = _target(spec, split)
-    if not t: raise FileNotFoundError(_absent(spec, split, 'no public download of it is known'))
-    if not t.exists() and not download: raise FileNotFoundError(_absent(spec, split, 'download=False forbids to download it'))
-    if not t.exists() and offline(): raise FileNotFoundError(_absent(spec, split, '$ULMFIT_T5_OFFLINE forbids to download it: unset that'))
+    if not t: raise FileNotFoundError(_absent(spec, split, 'no public download of it is known: set $ULMFIT_T5_DATA'))
+    if not t.exists() and not download: raise FileNotFoundError(_absent(spec, split, 'allow download=True'))
+    if not t.exists() and offline(): raise FileNotFoundError(_absent(spec, split, '$ULMFIT_T5_OFFLINE forbids the download: unset that'))
     file,member,_ = spec.upstream['splits'][split]
     src,path = spec.upstream['files'][file],t.with_name(file)
     if not t.exists() or not member: fetch(src['urls'], path, src['hash'], src['bytes'])
@@ -200,7 +200,7 @@ def _unpack(path, t):
         raise
     finally: path.unlink()
 
-# %% ../../nbs/api/13_data.datasets.ipynb #d39af002
+# %% ../../nbs/api/13_data.datasets.ipynb #96747a75
 def _files(spec, split, download=True, check=True):
     has = ', '.join(map(repr, spec.all_splits))
     if split not in spec.all_splits: raise ValueError(f'{spec.name!r} has no split {split!r}; it has {has}')
@@ -217,7 +217,7 @@ def _raw(spec, split, download, check):
         raise ValueError(f"{split} of {spec.name!r} has {len(df):,} rows in {ps[0]}, expected {want:,}; delete it to have it fetched again")
     return df
 
-# %% ../../nbs/api/13_data.datasets.ipynb #22ee1a89
+# %% ../../nbs/api/13_data.datasets.ipynb #4119c1e1
 def _target_values(y, spec):
     names = spec.names or {}
     if spec.task=='regression': return y.astype(float)
@@ -230,13 +230,12 @@ def _tidy(df, spec):
     out = pd.DataFrame(dict(text=x))
     if len(spec.text)>1:
         out['text'] = ['\n'.join(o) for o in df[spec.text].itertuples(index=False)]
-        for a,c in zip(ascii_lowercase, spec.text): out[f'text_{a}'] = df[c]
-    label = next((c for c in (spec.label, f'{spec.label}1') if c in df), None)
-    if label is None: return out
-    out['label'] = _target_values(df[label], spec)
+        for a,c in zip('abcdefgh', spec.text): out[f'text_{a}'] = df[c]
+    if not (label := [c for c in (spec.label, f'{spec.label}1') if c in df]): return out
+    out['label'] = _target_values(df[label[0]], spec)
     return out.dropna(subset='label').reset_index(drop=True)
 
-# %% ../../nbs/api/13_data.datasets.ipynb #7097d04f
+# %% ../../nbs/api/13_data.datasets.ipynb #46fbe10c
 def load_dataset(name: str, # one of `datasets()`
     split: str|None=None, # such as 'train'; None gives every split that is here, or, if none is, all of them
     download: bool=True, # may it be downloaded if it is nowhere here? `$ULMFIT_T5_OFFLINE=1` says no for all
@@ -251,7 +250,7 @@ def load_dataset(name: str, # one of `datasets()`
     df = _raw(spec, split, download, check)
     return df if original else _tidy(df, spec)
 
-# %% ../../nbs/api/13_data.datasets.ipynb #160188c0
+# %% ../../nbs/api/13_data.datasets.ipynb #0becd032
 def _shares(counts, n):
     exact = counts*n/counts.sum()
     got = np.maximum(np.floor(exact).astype(int), 1)
@@ -272,7 +271,7 @@ def few_shot(df: pd.DataFrame, # a split with a column of classes
     if pd.api.types.is_float_dtype(y) or y.map(lambda o: isinstance(o, list)).any():
         raise ValueError(f"few_shot needs one class per row, but column {label!r} holds numbers or lists; use df.sample")
     counts = y.value_counts().sort_index()
-    n = len(counts)*n_per_class if n_total is None else n_total
+    n = n_total or len(counts)*(n_per_class or 0)
     if not len(counts)<=n<=len(df):
         raise ValueError(f"{n} rows cannot be drawn from {len(df)} with {len(counts)} classes: take one of each at least, at most all")
     want = pd.Series(n_per_class, counts.index) if n_total is None else _shares(counts, n)
@@ -281,7 +280,7 @@ def few_shot(df: pd.DataFrame, # a split with a column of classes
     df = df.iloc[np.random.default_rng(seed).permutation(len(df))]
     return df[df.groupby(label).cumcount()<df[label].map(want)]
 
-# %% ../../nbs/api/13_data.datasets.ipynb #59fee16f
+# %% ../../nbs/api/13_data.datasets.ipynb #c3013eee
 def lm_texts(name: str, # one of `datasets()`
     split: str='train', # which split
     shards: int|None=None, # only the first few files of a split that has several

@@ -7,7 +7,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/data.download.html.md"""
 # %% auto #0
 __all__ = ['check_file', 'offline', 'fetch', 'extract']
 
-# %% ../../nbs/api/13a_data.download.ipynb #6f7d5025
+# %% ../../nbs/api/13a_data.download.ipynb #111139ac
 import hashlib,json,lzma,math,os,stat,tarfile,time,zipfile,zlib
 from http.client import HTTPException
 from pathlib import Path,PurePosixPath
@@ -17,7 +17,7 @@ from urllib.request import Request,urlopen
 from fastprogress.fastprogress import progress_bar
 from ..core import *
 
-# %% ../../nbs/api/13a_data.download.ipynb #64c8e5be
+# %% ../../nbs/api/13a_data.download.ipynb #103cb356
 def _digest(path, algo):
     if not algo: return sha256_file(path)
     h = hashlib.new(algo)
@@ -45,7 +45,7 @@ def _read_log(log):
     try: return json.loads(log.read_text(encoding='utf8'))
     except (OSError, ValueError): return {}
 
-# %% ../../nbs/api/13a_data.download.ipynb #9a3a0254
+# %% ../../nbs/api/13a_data.download.ipynb #db98ab01
 def offline() -> bool: # True where `$ULMFIT_T5_OFFLINE` is set and not 0
     "Is the network forbidden?"
     return os.environ.get('ULMFIT_T5_OFFLINE', '0') not in ('','0')
@@ -67,7 +67,7 @@ def _get(url, part, progress, block=1<<16):
             for b in progress_bar(blocks, total=math.ceil(n/block), leave=False) if progress and n else blocks: f.write(b)
     if n and part.stat().st_size!=have+n: raise ConnectionError(f"{part.stat().st_size} of {have+n} bytes came")
 
-# %% ../../nbs/api/13a_data.download.ipynb #1b37d5e6
+# %% ../../nbs/api/13a_data.download.ipynb #55730a07
 def _try(url, part, progress, tries=3):
     for i in range(tries):
         try: return _get(url, part, progress)
@@ -114,7 +114,7 @@ def fetch(urls, # an address, or several to be tried in turn
     raise ConnectionError(f"{path.name} could not be downloaded from {' nor from '.join(errs)}; call again to go on where it stopped, "
         f"or put the file at {path}")
 
-# %% ../../nbs/api/13a_data.download.ipynb #44b21689
+# %% ../../nbs/api/13a_data.download.ipynb #0a2d8aaa
 def _safe(name, plain):
     p = PurePosixPath(name.replace('\\', '/'))
     if plain and not p.is_absolute() and '..' not in p.parts and ':' not in str(p): return p
@@ -128,7 +128,7 @@ def _zip(f):
     with zipfile.ZipFile(f) as z:
         for m in z.infolist(): yield _safe(m.filename, not stat.S_ISLNK(m.external_attr>>16)),None if m.is_dir() else z.open(m)
 
-# %% ../../nbs/api/13a_data.download.ipynb #a0d4fb1b
+# %% ../../nbs/api/13a_data.download.ipynb #79a2df05
 def extract(archive, # .zip, .tar or a compressed tar
     folder # made anew; there only if everything was unpacked
 ) -> Path: # `folder`

@@ -57,6 +57,8 @@ class AWDLSTM(nn.Module):
     ):
         super().__init__()
         if cell not in _cells: raise ValueError(f'cell {cell!r} is not known: {" or ".join(map(repr, _cells))}')
+        self.config = dict(vocab_sz=vocab_sz, emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers, pad_id=pad_id, hidden_p=hidden_p, input_p=input_p,
+            embed_p=embed_p, weight_p=weight_p, cell=cell)                 # makes it again
         self.vocab_sz,self.emb_sz,self.n_layers,self.pad_id,self.cell = vocab_sz,emb_sz,n_layers,pad_id,cell
         self.embed = DroppedEmbedding(vocab_sz, emb_sz, pad_id, embed_p)
         self.input_drop,self.hidden_drop = VariationalDropout(input_p),VariationalDropout(hidden_p)
@@ -103,6 +105,7 @@ class LanguageModel(nn.Module):
     ):
         super().__init__()
         self.encoder,self.output_drop = encoder,VariationalDropout(output_p)
+        self.config = dict(output_p=output_p, tie=tie, bias=bias)
         self.decoder = nn.Linear(encoder.emb_sz, encoder.vocab_sz, bias=bias)
         with torch.no_grad():
             self.decoder.weight.uniform_(-.1, .1)
