@@ -307,14 +307,14 @@ def _home(monkeypatch):
 
 @real
 def test_every_file_of_the_data_home_is_the_one_in_the_registry(monkeypatch):
-    "Rows, classes and hashes of every split up to 10 MB; a split that this data folder does not have is left out, most must be there"
+    "Rows, classes and hashes of every split up to 6 MB; a split that this data folder does not have is left out, most must be there"
     with _home(monkeypatch) as root:
         sources = (root/'SOURCES.md').read_text(encoding='utf8')
         seen = 0
         for s in D._registry().values():
             for split,parts in s.splits.items():
                 for f,n,h in parts: assert f'| {f} |' in sources and h in sources
-                if not D._where(s, split) or sum(Path(root/f).stat().st_size for f,_,_ in parts)>10e6: continue
+                if not D._where(s, split) or sum(Path(root/f).stat().st_size for f,_,_ in parts)>6e6: continue
                 d = load_dataset(s.name, split)
                 seen += 1
                 if not (s.names and None in s.names.values()): assert len(d)==s.rows(split), (s.name, split)

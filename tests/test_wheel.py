@@ -49,7 +49,7 @@ ids = tok.encode('The city is the capital of the province and lies on the river.
 def bits(lm, ids):
     x = torch.tensor([ids])
     lm.reset()
-    with torch.no_grad(): logits = lm.logits(lm(x[:,:-1]).h)
+    with torch.no_grad(): logits = lm.logits(lm(x[:,:-1]))
     return torch.nn.functional.cross_entropy(logits[0].float(), x[0,1:]).item()
 for name in sys.argv[1:]:
     art = load_artefact(bundled(name), 'language_model')

@@ -58,17 +58,25 @@ def atomic_path(path): # file or folder to (re)place
     try:
         yield tmp
         for f in [tmp] if tmp.is_file() else [o for o in tmp.rglob('*') if o.is_file()]: _fsync(f)
-        old = tmp.with_name(tmp.name+'.old')
-        if path.is_dir(): path.rename(old)
-        os.replace(tmp, path)
+        _swap_in(tmp, path)
         _fsync(path.parent)
     finally: shutil.rmtree(tmp.parent, ignore_errors=True)
+
+def _swap_in(tmp, path):
+    "`tmp` takes the place of `path`; a folder that was there is only let go once the new one stands"
+    old = tmp.with_name(tmp.name+'.old')
+    if path.is_dir(): path.rename(old)
+    try: os.replace(tmp, path)
+    except OSError:
+        if old.exists(): old.rename(path)
+        raise
 
 def _fsync(p):
     fd = os.open(p, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../nbs/api/00_core.ipynb #bf6f0a8c
 def write_json(path, # file to write
     obj # plain values
 ):

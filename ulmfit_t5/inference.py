@@ -111,9 +111,6 @@ class TextPredictor:
         "Probabilities, or values for regression"
         return _acts[self.task](self.logits(list(texts), **kwargs)).numpy()
 
-# %% ../nbs/api/41_inference.ipynb #1f56c0ea
-from fastcore.basics import patch
-
 # %% ../nbs/api/41_inference.ipynb #32546512
 @patch
 def _answer(self:TextPredictor, text, p):

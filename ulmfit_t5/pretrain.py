@@ -11,6 +11,7 @@ __all__ = ['Windows', 'warm_cosine', 'Run', 'pretrain']
 import json,math,time
 from pathlib import Path
 import numpy as np,torch
+from fastcore.basics import patch
 from fastcore.script import call_parse
 from safetensors.torch import load_file,save_file
 
@@ -41,7 +42,7 @@ class Windows:
 
 # %% ../nbs/api/42_pretrain.ipynb #01299826
 def warm_cosine(p: float, # progress, 0 to 1
-    warm: float=.05 # share of the run that warms up
+    warm: float=.02 # share of the run that warms up
 ) -> float: # factor of the peak rate
     "Linear warm-up, then half a cosine"
     return p/warm if p<warm else .5*(1+math.cos(math.pi*min(1, (p-warm)/(1-warm))))
@@ -84,9 +85,6 @@ class Run:
     def done(self): return self.progress>=1
     def cast(self): return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-# %% ../nbs/api/42_pretrain.ipynb #56ad3821
-from fastcore.basics import patch
-
 # %% ../nbs/api/42_pretrain.ipynb #b80065a5
 @patch
 def train_step(self:Run) -> float: # the loss
@@ -115,8 +113,8 @@ def train_step(self:Run) -> float: # the loss
 @torch.no_grad()
 def evaluate(self:Run,
     corpus: Corpus=None, # the run's validation text by default
-    most: int|None=300_000, # read so many tokens at most
-    bs: int=16 # streams
+    most: int|None=100_000, # read so many tokens at most
+    bs: int=32 # streams
 ) -> float: # mean loss in nats a token
     "Loss on held-out text, state carried across windows"
     state,self.lm.state = self.lm.state,None
@@ -167,7 +165,7 @@ def load(self:Run):
 # %% ../nbs/api/42_pretrain.ipynb #86ade7be
 @patch
 def train(self:Run,
-    save_every: float=60, # seconds between checkpoints, log lines and tests of perplexity
+    save_every: float=90, # seconds between checkpoints, log lines and tests of perplexity
     verbose: bool=True # print the log
 ):
     "Train to the end of steps or budget; call it again after a crash and it goes on"

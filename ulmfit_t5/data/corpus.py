@@ -86,6 +86,17 @@ def _encoded(blocks, tok, n_workers):
             if len(wait)>2*n_workers: yield wait.popleft().result()
         while wait: yield wait.popleft().result()
 
+# %% ../../nbs/api/12_data.corpus.ipynb #98df0c13
+def _write(encoded, folder, tok):
+    folder.mkdir()
+    lens = [np.zeros(1, dtype=np.int64)]
+    with open(folder/'ids.bin', 'wb') as f:
+        for ids,n in encoded:
+            f.write(ids.astype(tok.dtype).tobytes())
+            lens.append(n)
+    np.save(folder/'offsets.npy', np.concatenate(lens).cumsum())
+    (folder/'meta.json').write_text(json.dumps(dict(dtype=np.dtype(tok.dtype).name, tokenizer=tok.hash, n_docs=sum(map(len, lens))-1)))
+
 # %% ../../nbs/api/12_data.corpus.ipynb #65f487aa
 def tokenize_corpus(texts, # iterable of strings; a list or Series is looked up before it is tokenised
     tok, # tokenizer
@@ -118,16 +129,6 @@ def _n_blocks(texts): return max(1, sum(map(len, texts))//1_000_000)
 def n_cpus() -> int: # processes worth starting here
     "Cores this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-def _write(encoded, folder, tok):
-    folder.mkdir()
-    lens = [np.zeros(1, dtype=np.int64)]
-    with open(folder/'ids.bin', 'wb') as f:
-        for ids,n in encoded:
-            f.write(ids.astype(tok.dtype).tobytes())
-            lens.append(n)
-    np.save(folder/'offsets.npy', np.concatenate(lens).cumsum())
-    (folder/'meta.json').write_text(json.dumps(dict(dtype=np.dtype(tok.dtype).name, tokenizer=tok.hash, n_docs=sum(map(len, lens))-1)))
 
 # %% ../../nbs/api/12_data.corpus.ipynb #31453fdf
 _open = {'.xz':lzma.open, '.gz':gzip.open, '.bz2':bz2.open}

@@ -108,7 +108,7 @@ class LanguageModel(nn.Module):
         self.config = dict(output_p=output_p, tie=tie, bias=bias)
         self.decoder = nn.Linear(encoder.emb_sz, encoder.vocab_sz, bias=bias)
         with torch.no_grad():
-            self.decoder.weight.uniform_(-.1, .1)
+            self.decoder.weight.copy_(encoder.embed.weight)
             if bias: self.decoder.bias.zero_()
         if tie: self.decoder.weight = encoder.embed.weight
         self.reset()

@@ -9,7 +9,7 @@ __all__ = ['split_tied', 'to_stored', 'cut_rows', 'pack_shards', 'join_rows', 'A
            'default_card', 'write_tensors', 'save_artefact', 'Artefact', 'refuse_pickle', 'check_file', 'read_tensors',
            'load_artefact', 'load_tensors', 'sub_tensors', 'VocabMatch', 'match_vocab', 'match_tensors']
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #e4479f3d
+# %% ../../nbs/api/23_models.checkpoint.ipynb #be4f88ab
 import json,re
 from collections import defaultdict
 from pathlib import Path
@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file,save_file
 from torch import nn,Tensor
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #174fe2e5
+# %% ../../nbs/api/23_models.checkpoint.ipynb #95a937a6
 from ..core import *
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #3546416f
+# %% ../../nbs/api/23_models.checkpoint.ipynb #09b85c4d
 def split_tied(tensors:dict # name -> tensor
 ) -> tuple: # tensors without the copies, second name -> first name
     "Separate tensors that are one and the same memory"
@@ -33,7 +33,7 @@ def split_tied(tensors:dict # name -> tensor
         if n!=k: tied[k] = n
     return {k:t for k,t in tensors.items() if k not in tied},tied
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #ae5156fa
+# %% ../../nbs/api/23_models.checkpoint.ipynb #b352f2f7
 _dtypes = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 def to_stored(name:str, # used in the error
@@ -46,7 +46,7 @@ def to_stored(name:str, # used in the error
         raise ValueError(f"{name} holds {t.abs().max():.3g}, too large for {dtype}: save with dtype='bf16' or 'fp32'")
     return s
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #b72429c8
+# %% ../../nbs/api/23_models.checkpoint.ipynb #cf2d0a8f
 def _nbytes(name, t): return t.nbytes + len(name) + 150 # and its line in the header
 
 def _rows(name, t, limit):
@@ -62,7 +62,7 @@ def cut_rows(tensors:dict, # name -> tensor
     for k,t in tensors.items(): res.update({k:t} if _nbytes(k, t)<=limit else _rows(k, t, limit))
     return res
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #b14fb045
+# %% ../../nbs/api/23_models.checkpoint.ipynb #939e4b14
 def pack_shards(tensors:dict, # name -> tensor
     limit:float # bytes
 ) -> list: # of dicts
@@ -74,7 +74,7 @@ def pack_shards(tensors:dict, # name -> tensor
         shards[-1][k] = t
     return shards
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #b477615b
+# %% ../../nbs/api/23_models.checkpoint.ipynb #6b787003
 def join_rows(tensors:dict # name or name[first:last] -> tensor
 ) -> dict: # name -> tensor
     "Put together what `cut_rows` cut; raises ValueError where rows are missing"
@@ -89,7 +89,7 @@ def join_rows(tensors:dict # name or name[first:last] -> tensor
         res[k] = torch.cat([o[2] for o in ps])
     return res
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #b8da13b7
+# %% ../../nbs/api/23_models.checkpoint.ipynb #2c8e337b
 class ArtefactError(ValueError): "Something is wrong with an artefact; the message says what, and what to do"
 
 _format = 'ulmfit_t5 artefact 1'
@@ -102,14 +102,15 @@ def check_replaceable(path:Path # where an artefact is to be saved
     if not path.exists() or (path.is_dir() and not any(path.iterdir())): return
     listed = set(_manifest(path)['files']) if (path/'manifest.json').is_file() else set()
     other = [f for f in _files(path) if f not in listed|{'manifest.json'} and not f.startswith('.')] if path.is_dir() else [path.name]
-    if other: raise ArtefactError(f"{path} is not only an artefact: it holds {other[0]!r}, which saving would delete; choose another folder")
+    if other: raise ArtefactError(f"{path} is not only an artefact: it holds {other[0]!r}, which saving would delete; choose another")
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #9af2ea01
+# %% ../../nbs/api/23_models.checkpoint.ipynb #ddfbeeda
 def default_card(config:dict, # of the artefact
     n_params:int # numbers in the model
 ) -> str: # Markdown
     "The model card that is written when none is given"
-    return f"# {config.get('arch', 'model')} {config.get('kind', '')}\n\n{human(n_params)} parameters, written by ulmfit_t5. No card was given.\n"
+    title = f"{config.get('arch', 'model')} {config.get('kind', '')}"
+    return f'# {title}\n\n{human(n_params)} parameters, written by ulmfit_t5 without a card.\n'
 
 def write_tensors(folder:Path, # exists
     tensors:dict, # name -> CPU tensor
@@ -120,8 +121,8 @@ def write_tensors(folder:Path, # exists
     names = [f'model-{i+1:05}-of-{len(shards):05}.safetensors' for i in range(len(shards))] if len(shards)>1 else ['model.safetensors']
     for n,s in zip(names, shards): save_file({k:t.contiguous() for k,t in s.items()}, folder/n, {'format':'pt'})
     if len(shards)==1: return
-    index = dict(metadata=dict(total_size=sum(t.nbytes for t in tensors.values())), weight_map={k:n for n,s in zip(names, shards) for k in s})
-    write_json(folder/'model.safetensors.index.json', index)
+    where,size = {k:n for n,s in zip(names, shards) for k in s},sum(t.nbytes for t in tensors.values())
+    write_json(folder/'model.safetensors.index.json', dict(metadata=dict(total_size=size), weight_map=where))
 
 def save_artefact(path, # folder to write; an artefact that is there is replaced
     config:dict, # plain values, with `arch` and `kind`
@@ -151,7 +152,7 @@ def save_artefact(path, # folder to write; an artefact that is there is replaced
         raise OSError(getattr(e, 'errno', None), f"{path} could not be saved ({e}); what was there before is untouched") from e
     return path
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #adaf2fdf
+# %% ../../nbs/api/23_models.checkpoint.ipynb #2439c3e3
 class Artefact(NamedTuple):
     "A saved model as plain data"
     config: dict  # what the model is
@@ -161,7 +162,7 @@ class Artefact(NamedTuple):
 
 def _json(path):
     try: res = json.loads(path.read_text(encoding='utf8'))
-    except (ValueError,RecursionError) as e: raise ArtefactError(f"{path} is not readable JSON ({e}): save or download the artefact again") from e
+    except (ValueError,RecursionError) as e: raise ArtefactError(f"{path} is not readable JSON ({e}): save or download it again") from e
     if not isinstance(res, dict): raise ArtefactError(f"{path} should hold a JSON object, not a {type(res).__name__}")
     return res
 
@@ -171,7 +172,7 @@ def _manifest(path):
         raise ArtefactError(f"{path/'manifest.json'} has format {man.get('format')!r}; this version reads {_format!r}")
     return man
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #75ba1f06
+# %% ../../nbs/api/23_models.checkpoint.ipynb #7c034c76
 def refuse_pickle(path:Path # should be safetensors
 ):
     "Raise ArtefactError where a file begins like a pickle or a zip archive instead of safetensors; it is never opened as such"
@@ -186,7 +187,8 @@ def check_file(path:Path, # folder of the artefact
 ):
     "Raise ArtefactError unless one file is what the manifest says"
     p = path/name
-    if not p.resolve().is_relative_to(path.resolve()): raise ArtefactError(f"the manifest of {path} names {name!r}, which lies outside of it")
+    inside = p.resolve().is_relative_to(path.resolve())
+    if not inside: raise ArtefactError(f"the manifest of {path} names {name!r}, which lies outside of it")
     if not p.is_file(): raise ArtefactError(f"{path} lacks {name}, which its manifest lists: save or download it again")
     if p.suffix=='.safetensors': refuse_pickle(p)
     size = p.stat().st_size
@@ -194,9 +196,9 @@ def check_file(path:Path, # folder of the artefact
         what = 'is truncated' if size<entry.get('bytes', 0) else 'has changed'
         raise ArtefactError(f"{p} {what}: it has {size} bytes, the manifest says {entry.get('bytes')}; save or download it again")
     if verify and sha256_file(p)!=entry.get('sha256'):
-        raise ArtefactError(f"{p} has changed since it was saved (its SHA-256 differs): save or download it again, or load with verify=False")
+        raise ArtefactError(f"{p} has changed (its SHA-256 differs): save or download it again, or load with verify=False")
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #36f3f3e0
+# %% ../../nbs/api/23_models.checkpoint.ipynb #cf641476
 def read_tensors(path:Path, # folder of an artefact
     names # its safetensors files
 ) -> dict: # name -> tensor, float32 where floating point
@@ -208,13 +210,18 @@ def read_tensors(path:Path, # folder of an artefact
     try: return {k:t.float() if t.is_floating_point() else t for k,t in join_rows(parts).items()}
     except ValueError as e: raise ArtefactError(f"{path}: {e}") from e
 
+def _survivor(path):
+    "`path`, or what a save that was killed between its two renames had set aside"
+    kept = [p for p in path.parent.glob(f'.{path.name}.*/{path.name}.old') if (p/'manifest.json').is_file()]
+    return path if path.exists() or not kept else kept[0]
+
 def load_artefact(path, # folder
     kind=None, # 'language_model', 'encoder', 'classifier', or several of them; None takes any
     verify:bool=True # compare hashes
 ) -> Artefact:
     "Read an artefact; raises ArtefactError with one sentence for whatever is wrong with it"
-    path,kinds = Path(path),(kind,) if isinstance(kind, str) else kind
-    if not path.is_dir(): raise ArtefactError(f"{path} is {'a file' if path.exists() else 'not there'}; a folder written by save_artefact is needed")
+    path,kinds = _survivor(Path(path)),(kind,) if isinstance(kind, str) else kind
+    if not path.is_dir(): raise ArtefactError(f"{path} is {'a file' if path.exists() else 'not there'}; give a saved folder")
     if not (path/'manifest.json').is_file(): raise ArtefactError(f"{path} is not an artefact: no manifest.json among {_files(path)[:5]}")
     man = _manifest(path)
     for f in ('config.json','README.md'): man['files'].setdefault(f, {})
@@ -227,7 +234,7 @@ def load_artefact(path, # folder
     tensors.update({k:tensors[v] for k,v in man['tied'].items()})
     return Artefact(config, tensors, path, (path/'README.md').read_text(encoding='utf8'))
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #27b4e882
+# %% ../../nbs/api/23_models.checkpoint.ipynb #4c01dc65
 def _first(names, what): return f"{len(names)} {what} ({names[0]}{', ...' if len(names)>1 else ''})"
 
 def load_tensors(module:nn.Module, # is filled in place
@@ -253,7 +260,7 @@ def sub_tensors(tensors:dict, # name -> tensor
     "The tensors of one part of a model"
     return {k.removeprefix(prefix):t for k,t in tensors.items() if k.startswith(prefix)}
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #9b142bc2
+# %% ../../nbs/api/23_models.checkpoint.ipynb #0d1a3f41
 class VocabMatch(NamedTuple):
     "How much of a vocabulary was found in another; prints as one line"
     kept: int # tokens of the new vocabulary that were in the old
@@ -261,7 +268,8 @@ class VocabMatch(NamedTuple):
     share: float|None # part of the text that is kept tokens, where counts were given
     def __str__(self):
         text = '' if self.share is None else f', which make up {self.share:.1%} of the text'
-        return f'{self.kept} of {self.kept+self.new} tokens ({self.kept/max(1, self.kept+self.new):.1%}) keep their vectors{text}; {self.new} start from the mean'
+        n = self.kept+self.new
+        return f'{self.kept} of {n} tokens ({self.kept/max(1, n):.1%}) keep their vectors{text}; {self.new} start from the mean'
 
 def match_vocab(old_vocab, # list of tokens
     new_vocab, # list of tokens
@@ -270,7 +278,8 @@ def match_vocab(old_vocab, # list of tokens
     counts=None # how often each new token occurs
 ) -> tuple: # (new e) weight, (new) bias or None, `VocabMatch`
     "Embedding and bias for a new vocabulary; raises ArtefactError where `old_vocab` is not that of `weight`"
-    if len(old_vocab)!=len(weight): raise ArtefactError(f"a vocabulary of {len(old_vocab)} tokens cannot belong to an embedding of {len(weight)} rows")
+    n = len(old_vocab)
+    if n!=len(weight): raise ArtefactError(f"a vocabulary of {n} tokens cannot belong to an embedding of {len(weight)} rows")
     if counts is not None and len(counts)!=len(new_vocab): raise ArtefactError(f"{len(counts)} counts for {len(new_vocab)} tokens")
     place = {w:i for i,w in enumerate(old_vocab)}
     idx = torch.tensor([place.get(w, -1) for w in new_vocab], dtype=torch.long, device=weight.device)
@@ -280,7 +289,7 @@ def match_vocab(old_vocab, # list of tokens
     share = None if c is None else float((c*found.cpu().numpy()).sum()/max(c.sum(), 1e-12))
     return take(weight),None if bias is None else take(bias),VocabMatch(int(found.sum()), int((~found).sum()), share)
 
-# %% ../../nbs/api/23_models.checkpoint.ipynb #679721c6
+# %% ../../nbs/api/23_models.checkpoint.ipynb #a6c50398
 def match_tensors(tensors:dict, # name -> tensor of a language model, an encoder or a classifier
     old_vocab, # list of tokens
     new_vocab, # list of tokens

@@ -7,7 +7,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/models.fastai_weights.html.md"""
 # %% auto #0
 __all__ = ['read_pickled_words', 'fastai_names', 'read_vocab', 'FastaiWeights', 'load_fastai_pth', 'export_fastai']
 
-# %% ../../nbs/api/24_models.fastai_weights.ipynb #102b0652
+# %% ../../nbs/api/24_models.fastai_weights.ipynb #770af2e7
 import json,pickletools,re
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# %% ../../nbs/api/24_models.fastai_weights.ipynb #c05b5861
+# %% ../../nbs/api/24_models.fastai_weights.ipynb #59f841cd
 from .awd_lstm import *
 from .checkpoint import *
 
-# %% ../../nbs/api/24_models.fastai_weights.ipynb #dedf5c5a
-_put,_get,_text = ('PUT','BINPUT','LONG_BINPUT','MEMOIZE'),('GET','BINGET','LONG_BINGET'),('UNICODE','BINUNICODE','SHORT_BINUNICODE','BINUNICODE8')
+# %% ../../nbs/api/24_models.fastai_weights.ipynb #da154f38
+_put,_get = ('PUT','BINPUT','LONG_BINPUT','MEMOIZE'),('GET','BINGET','LONG_BINGET')
+_text = ('UNICODE','BINUNICODE','SHORT_BINUNICODE','BINUNICODE8')
 
 def _op(o, arg, stack, memo):
     "Carry out one instruction of a pickled list of strings"
@@ -47,12 +48,13 @@ def read_pickled_words(path # a file
     stack,memo = [],{}
     try:
         for o,arg,_ in pickletools.genops(Path(path).read_bytes()): _op(o.name, arg, stack, memo)
-        if len(stack)!=1 or not isinstance(stack[0], list) or not all(isinstance(w, str) for w in stack[0]): raise ValueError('it holds something else')
+        words, = stack
+        if not isinstance(words, list) or not all(isinstance(w, str) for w in words): raise ValueError('it holds something else')
     except (ValueError,KeyError,IndexError,AttributeError,TypeError) as e:
         raise ArtefactError(f"{path} is not just a pickled list of words ({e}), so it is not opened; save the words as JSON or text") from e
-    return stack[0]
+    return words
 
-# %% ../../nbs/api/24_models.fastai_weights.ipynb #86722207
+# %% ../../nbs/api/24_models.fastai_weights.ipynb #43df8291
 _names = dict(weight_ih='module.weight_ih_l0', weight_hh='weight_hh_l0_raw', bias_ih='module.bias_ih_l0', bias_hh='module.bias_hh_l0')
 
 def fastai_names(n_layers:int, # recurrent layers
@@ -73,7 +75,7 @@ def read_vocab(src # list of tokens, or a .pkl, .json or .txt file
     text = Path(src).read_text(encoding='utf8')
     return json.loads(text) if Path(src).suffix=='.json' else text.split('\n')[:-1 if text.endswith('\n') else None]
 
-# %% ../../nbs/api/24_models.fastai_weights.ipynb #e56cb421
+# %% ../../nbs/api/24_models.fastai_weights.ipynb #a568bc8f
 class FastaiWeights(NamedTuple):
     "What a pair of fastai files holds"
     config: dict  # for an artefact; `language_model(**config['model'])` makes the model
@@ -85,7 +87,8 @@ def _read_pth(path):
     except OSError: raise
     except Exception as e: raise ArtefactError(f"{path} holds more than tensors, or is damaged, and is not opened ({str(e)[:80]})") from e
     sd = sd['model'] if isinstance(sd, dict) and 'model' in sd else sd
-    if not isinstance(sd, dict) or not all(isinstance(t, Tensor) for t in sd.values()): raise ArtefactError(f"{path} is not a dict of tensors")
+    ok = isinstance(sd, dict) and all(isinstance(t, Tensor) for t in sd.values())
+    if not ok: raise ArtefactError(f"{path} is not a dict of tensors")
     return {f'0.{k}':t for k,t in sd.items()} if 'encoder.weight' in sd else sd # a saved encoder lacks the prefix
 
 def load_fastai_pth(pth, # weights of a language model or an encoder, saved by fastai
@@ -97,10 +100,12 @@ def load_fastai_pth(pth, # weights of a language model or an encoder, saved by f
     names = fastai_names(n, '1.decoder.weight' in sd, '1.decoder.bias' in sd)
     missing = [v for v in names.values() if v not in sd]
     if not n or missing or any('reverse' in k for k in sd):
-        raise ArtefactError(f"{pth} is not a one-directional AWD-LSTM of fastai: {missing[0] if missing else '0.rnns'} does not fit; it has {list(sd)[:4]}")
+        lacks = missing[0] if missing else '0.rnns'
+        raise ArtefactError(f"{pth} is not a one-directional AWD-LSTM of fastai: {lacks} does not fit; it has {list(sd)[:4]}")
     ts = {k:sd[v].float() for k,v in names.items()}
     emb = ts['encoder.embed.weight']
-    if len(vocab)!=len(emb): raise ArtefactError(f"a vocabulary of {len(vocab)} tokens cannot belong to {pth}, whose embedding has {len(emb)} rows")
+    v,rows = len(vocab),len(emb)
+    if v!=rows: raise ArtefactError(f"a vocabulary of {v} tokens cannot belong to {pth}, whose embedding has {rows} rows")
     tie = 'decoder.weight' in ts and torch.equal(ts['decoder.weight'], emb)
     if tie: ts['decoder.weight'] = emb
     size = dict(vocab_sz=len(emb), emb_sz=emb.shape[1], n_hid=ts['encoder.layers.0.weight_hh'].shape[1], n_layers=n)
@@ -109,7 +114,7 @@ def load_fastai_pth(pth, # weights of a language model or an encoder, saved by f
     if kind=='language_model': model |= dict(tie=tie, bias='decoder.bias' in ts)
     return FastaiWeights(dict(arch='awd_lstm', kind=kind, model=model, backwards=False), ts, vocab)
 
-# %% ../../nbs/api/24_models.fastai_weights.ipynb #df7e0377
+# %% ../../nbs/api/24_models.fastai_weights.ipynb #a356c5d6
 def export_fastai(lm:LanguageModel # tied, of LSTM layers
 ) -> dict: # for `load_state_dict` of fastai's `get_language_model(AWD_LSTM, ...)`
     "Our weights under fastai's names; raises ValueError for layers that fastai does not have"

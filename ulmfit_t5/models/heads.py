@@ -10,14 +10,14 @@ __all__ = ['pools', 'Seen', 'last_state', 'max_pool', 'mean_pool', 'concat_pool'
            'DocumentEncoder', 'SafeBatchNorm', 'SigmoidTo', 'classifier_head', 'TextClassifier', 'single_loss',
            'multi_loss', 'regression_loss', 'ClassifierLoss', 'classifier_loss', 'ensemble_probs', 'BiClassifier']
 
-# %% ../../nbs/api/22_models.heads.ipynb #87a0f74f
+# %% ../../nbs/api/22_models.heads.ipynb #fc5a58e0
 import random
 from typing import NamedTuple
 
 import torch,torch.nn.functional as F
 from torch import nn,Tensor
 
-# %% ../../nbs/api/22_models.heads.ipynb #ac3a8f57
+# %% ../../nbs/api/22_models.heads.ipynb #ce774822
 class Seen(NamedTuple):
     "Running summary of the states that came before the window"
     max: Tensor # (b e), -inf where nothing came before
@@ -34,7 +34,7 @@ def last_state(h:Tensor, # (b t e) states
     i = (mask*torch.arange(1, mask.shape[1]+1, device=mask.device)).argmax(1) # (b)
     return _full(h[torch.arange(len(h), device=h.device), i])
 
-# %% ../../nbs/api/22_models.heads.ipynb #257fdf2b
+# %% ../../nbs/api/22_models.heads.ipynb #59976790
 def max_pool(h:Tensor, # (b t e) states
     mask:Tensor, # (b t) True at real tokens
     seen:Seen|None=None # what came before the window
@@ -53,7 +53,7 @@ def mean_pool(h:Tensor, # (b t e) states
     if seen is not None: s,n = s+seen.sum,n+seen.n
     return s/n
 
-# %% ../../nbs/api/22_models.heads.ipynb #fe13bf1a
+# %% ../../nbs/api/22_models.heads.ipynb #519b1842
 def concat_pool(h:Tensor, # (b t e) states
     mask:Tensor, # (b t) True at real tokens
     seen:Seen|None=None # what came before the window
@@ -69,7 +69,7 @@ def concat_pool_unmasked(h:Tensor, # (b t e) states
     full = torch.ones_like(mask)
     return torch.cat([last_state(h, mask), max_pool(h, full, seen), mean_pool(h, full, seen)], 1)
 
-# %% ../../nbs/api/22_models.heads.ipynb #a756f3d1
+# %% ../../nbs/api/22_models.heads.ipynb #25be7c07
 pools = dict(last=(last_state,1), max=(max_pool,1), mean=(mean_pool,1), concat=(concat_pool,3), concat_unmasked=(concat_pool_unmasked,3))
 
 def get_pool(name:str # one of `pools`
@@ -78,7 +78,7 @@ def get_pool(name:str # one of `pools`
     if name not in pools: raise ValueError(f"pool={name!r} is not known: choose one of {', '.join(pools)}, or add yours to `pools`")
     return pools[name]
 
-# %% ../../nbs/api/22_models.heads.ipynb #8370b6e2
+# %% ../../nbs/api/22_models.heads.ipynb #331ddec0
 def doc_lengths(ids:Tensor, # (b t) padded behind
     pad_id:int=1 # id of the padding
 ) -> Tensor: # (b), each at least 1
@@ -92,7 +92,7 @@ def reverse_texts(ids:Tensor, # (b t) padded behind
     i = doc_lengths(ids, pad_id)[:,None] - 1 - torch.arange(ids.shape[1], device=ids.device) # (b t), negative at padding
     return ids.gather(1, i.clamp(min=0)).masked_fill(i<0, pad_id)
 
-# %% ../../nbs/api/22_models.heads.ipynb #8bdde0cb
+# %% ../../nbs/api/22_models.heads.ipynb #32b9e992
 class Chunk(NamedTuple):
     "One step over the grid of chunks"
     ids: Tensor    # (k t) the rows that have started
@@ -115,7 +115,7 @@ def chunk_grid(ids:Tensor, # (b t) rows sorted by length, longest first
         mask = pos < lens[:k,None]
         yield Chunk(ids[:k].gather(1, pos.clamp(max=ids.shape[1]-1)).masked_fill(~mask, pad_id), mask, c >= N-n_window)
 
-# %% ../../nbs/api/22_models.heads.ipynb #5a66f51f
+# %% ../../nbs/api/22_models.heads.ipynb #3b7e5296
 def _map(f, s): return f(s) if isinstance(s, Tensor) else s if s is None else type(s)(_map(f, o) for o in s)
 
 def grow_state(state, # nested tuples of tensors (l b e), or None
@@ -134,7 +134,7 @@ def _see(seen, h, b):
     seen.n[:k] += h.shape[1]
     return seen
 
-# %% ../../nbs/api/22_models.heads.ipynb #7b9194b1
+# %% ../../nbs/api/22_models.heads.ipynb #69c08fce
 class DocStates(NamedTuple):
     "Token states of a batch of documents, longest document first"
     h: Tensor     # (b w e) states in the window
@@ -152,11 +152,11 @@ def check_batch(ids:Tensor, # (b t) token ids
     lens:Tensor|None # (b) lengths
 ):
     "Raise a ValueError that says what is wrong with a batch of ids"
-    if ids.dim()!=2 or 0 in ids.shape: raise ValueError(f"ids have shape {tuple(ids.shape)}; a (batch, tokens) tensor with at least one of each is needed")
+    if ids.dim()!=2 or 0 in ids.shape: raise ValueError(f"ids are {tuple(ids.shape)}: give (batch, tokens) with at least one of each")
     if lens is not None and (lens.shape!=ids.shape[:1] or lens.min()<1 or lens.max()>ids.shape[1]):
         raise ValueError(f"lens are {lens.tolist()}; for ids of shape {tuple(ids.shape)} give {len(ids)} numbers from 1 to {ids.shape[1]}")
 
-# %% ../../nbs/api/22_models.heads.ipynb #9e4a2787
+# %% ../../nbs/api/22_models.heads.ipynb #65fbe3b1
 class DocumentEncoder(nn.Module):
     "Encode whole documents chunk by chunk in limited memory (BPT3C, ULMFiT §3.3) and pool their states to one vector each"
     def __init__(self, encoder:nn.Module, # `encoder(ids, state)` gives `.out` (b t e) and `.state`; has `.emb_sz`
@@ -208,7 +208,7 @@ class DocumentEncoder(nn.Module):
 
     def _pool(self, s): return self.pool(s.h, s.mask, s.seen)[s.order.argsort()]
 
-# %% ../../nbs/api/22_models.heads.ipynb #cc8d7050
+# %% ../../nbs/api/22_models.heads.ipynb #b00e4006
 class SafeBatchNorm(nn.BatchNorm1d):
     "Batch normalisation that uses its running statistics for a training batch of one row"
     def forward(self, x):
@@ -222,7 +222,7 @@ class SigmoidTo(nn.Module):
         self.lo,self.hi = lo,hi
     def forward(self, x): return torch.sigmoid(x)*(self.hi-self.lo) + self.lo
 
-# %% ../../nbs/api/22_models.heads.ipynb #40fdbe36
+# %% ../../nbs/api/22_models.heads.ipynb #8f21e474
 def classifier_head(n_in:int, # width of the pooled vector
     n_out:int, # number of classes, labels or targets
     lin_ftrs=(50,), # hidden sizes
@@ -239,7 +239,7 @@ def classifier_head(n_in:int, # width of the pooled vector
         if isinstance(l, nn.Linear): nn.init.zeros_(l.bias)
     return nn.Sequential(*layers)
 
-# %% ../../nbs/api/22_models.heads.ipynb #d7dfa58a
+# %% ../../nbs/api/22_models.heads.ipynb #c141a078
 class TextClassifier(DocumentEncoder):
     "Encoder, pooling and head: logits for whole documents (ULMFiT §3.3)"
     def __init__(self, encoder:nn.Module, # as for `DocumentEncoder`; `encoder.groups()` gives its parameter groups
@@ -271,7 +271,7 @@ class TextClassifier(DocumentEncoder):
 
     def __getstate__(self): return {**self.__dict__, 'last_out':None} # copies do not carry a graph along
 
-# %% ../../nbs/api/22_models.heads.ipynb #fb2a6bd2
+# %% ../../nbs/api/22_models.heads.ipynb #b0593a8b
 def single_loss(pred:Tensor, # (b k) logits
     targ:Tensor, # (b) class
     smoothing:float=0., # share of the target spread over all classes
@@ -300,7 +300,7 @@ def regression_loss(pred:Tensor, # (b k) values
     loss = (pred-targ.to(pred.dtype).reshape(pred.shape)).square()*(1 if weight is None else weight)
     return getattr(loss, reduction)() if reduction!='none' else loss.mean(1)
 
-# %% ../../nbs/api/22_models.heads.ipynb #08c6fc1d
+# %% ../../nbs/api/22_models.heads.ipynb #94406129
 _losses = dict(single=single_loss, multi=multi_loss, regression=regression_loss)
 _activations = dict(single=lambda x: x.softmax(-1), multi=torch.sigmoid, regression=lambda x: x)
 _decodes = dict(single=lambda x: x.argmax(-1), multi=lambda x: x>0.5, regression=lambda x: x)
@@ -329,7 +329,7 @@ def classifier_loss(kind:str='single', # 'single' label, 'multi' label or 'regre
         raise ValueError(f"smoothing={smoothing} for kind={kind!r}: it is a share from 0 up to 1, and 0 for regression")
     return ClassifierLoss(kind, smoothing, weight)
 
-# %% ../../nbs/api/22_models.heads.ipynb #0ec84119
+# %% ../../nbs/api/22_models.heads.ipynb #d9304050
 def ensemble_probs(probs, # list of (b k) probabilities, one per model
     weights=None # weight of each model, equal if not given
 ) -> Tensor: # (b k)

@@ -44,7 +44,7 @@ class DroppedEmbedding(nn.Embedding):
     ):
         super().__init__(vocab_sz, emb_sz, padding_idx=pad_id)
         self.p = p
-        with torch.no_grad(): self.weight.uniform_(-.1, .1)
+        with torch.no_grad(): self.weight.normal_(0, .3)
     def forward(self, ids: Tensor) -> Tensor: # (b t) -> (b t e)
         x = super().forward(ids)
         if not self.training or self.p==0.: return x
@@ -60,9 +60,16 @@ class LSTMLayer(nn.Module):
     ):
         super().__init__()
         self.n_in,self.n_out,self.weight_p = n_in,n_out,weight_p
-        k = n_out**-.5
         for nm,size in dict(weight_ih=(4*n_out,n_in), weight_hh=(4*n_out,n_out), bias_ih=(4*n_out,), bias_hh=(4*n_out,)).items():
-            setattr(self, nm, nn.Parameter(torch.empty(size).uniform_(-k, k)))
+            setattr(self, nm, nn.Parameter(torch.zeros(size)))
+        self.init_()
+    @torch.no_grad()
+    def init_(self, gain: float=2.): # of the input weights
+        "Orthogonal recurrence, forget gates open, inputs large enough to be heard three layers up"
+        self.weight_ih.normal_(0, gain*self.n_in**-.5)
+        for w in self.weight_hh.chunk(4): nn.init.orthogonal_(w)
+        self.bias_ih.zero_().view(4, -1)[1] = 1
+        self.bias_hh.zero_()
     def zero_state(self, b: int) -> tuple: # (1 b h), (1 b h)
         z = self.weight_hh.new_zeros(1, b, self.n_out)
         return z,z

@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.schedules.html.md"""
 __all__ = ['SCHEDULES', 'COLORS', 'register_schedule', 'stlr_cut', 'stlr', 'one_cycle', 'momentum', 'cosine', 'linear',
            'constant', 'inv_sqrt', 'Schedule', 'schedule', 'plot_schedule', 'to_sched']
 
-# %% ../../nbs/api/30_train.schedules.ipynb #edab9440
+# %% ../../nbs/api/30_train.schedules.ipynb #b41e3ec2
 import math
 from dataclasses import dataclass,field
 
@@ -18,7 +18,7 @@ from fastai.callback.schedule import ParamScheduler
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-# %% ../../nbs/api/30_train.schedules.ipynb #e71bfc7a
+# %% ../../nbs/api/30_train.schedules.ipynb #c7d09662
 SCHEDULES = {}
 
 def register_schedule(f): # `f(pct, n_steps, **options)` giving shares of the peak rate
@@ -30,7 +30,7 @@ def _between(name, x, lo, hi, ends=False):
     ok = lo<=x<=hi if ends else lo<x<hi
     if not ok: raise ValueError(f"{name} is {x}, and must lie {'from' if ends else 'between'} {lo} {'to' if ends else 'and'} {hi}: change {name}")
 
-# %% ../../nbs/api/30_train.schedules.ipynb #a1541c93
+# %% ../../nbs/api/30_train.schedules.ipynb #7bc00f18
 def stlr_cut(n_steps:int, # updates in all
     cut_frac:float=.1, # share of them that rises
     mode:str='clamped' # 'clamped', 'clr' or 'paper'
@@ -42,7 +42,7 @@ def stlr_cut(n_steps:int, # updates in all
     literal = cut*(1/cut_frac-1)
     return cut, dict(paper=literal, clr=n_steps-cut, clamped=min(literal or n_steps, n_steps-cut))[mode]
 
-# %% ../../nbs/api/30_train.schedules.ipynb #bc1afe20
+# %% ../../nbs/api/30_train.schedules.ipynb #4686a918
 @register_schedule
 def stlr(pct, # share of training done, 0 to 1; a number or an array
     n_steps:int|None=None, # updates in all; None: the continuous triangle
@@ -60,7 +60,7 @@ def stlr(pct, # share of training done, 0 to 1; a number or an array
     if mode!='paper': p = p.clip(0,1)
     return (1+p*(ratio-1))/ratio
 
-# %% ../../nbs/api/30_train.schedules.ipynb #041f7d04
+# %% ../../nbs/api/30_train.schedules.ipynb #ea86be69
 def _cos_to(a, b, p): return a+(b-a)*(1-np.cos(np.pi*p))/2
 
 def _up_down(pct, turn, a, b, c):
@@ -79,7 +79,7 @@ def one_cycle(pct, # share of training done, 0 to 1; a number or an array
     _between('pct_start', pct_start, 0, 1, ends=True)
     return _up_down(pct, pct_start, 1/div, 1., 1/div_final)
 
-# %% ../../nbs/api/30_train.schedules.ipynb #c64b4e5c
+# %% ../../nbs/api/30_train.schedules.ipynb #8591febe
 def momentum(pct, # share of training done, 0 to 1; a number or an array
     moms=(.95,.85,.95), # at the start, at the peak of the rate, at the end; or one number
     pct_start:float=.25 # where the rate peaks
@@ -89,7 +89,7 @@ def momentum(pct, # share of training done, 0 to 1; a number or an array
     if len(m)!=3: raise ValueError(f"moms is {moms!r}: give one number, or three for start, peak and end")
     return _up_down(pct, pct_start, *m)
 
-# %% ../../nbs/api/30_train.schedules.ipynb #10c84dfd
+# %% ../../nbs/api/30_train.schedules.ipynb #5b1f6ece
 @register_schedule
 def cosine(pct, n_steps:int|None=None, end:float=0.):
     "Half a cosine from the peak to `end` times the peak (Loshchilov & Hutter 2017, arXiv 1608.03983)"
@@ -107,7 +107,7 @@ def constant(pct, n_steps:int|None=None):
     "The peak rate throughout"
     return np.ones_like(np.asarray(pct, float))
 
-# %% ../../nbs/api/30_train.schedules.ipynb #f74e6414
+# %% ../../nbs/api/30_train.schedules.ipynb #54aec40f
 @register_schedule
 def inv_sqrt(pct, # share of training done, 0 to 1; a number or an array
     n_steps:int|None=None, # updates in all; needed, because this schedule counts updates
@@ -120,7 +120,7 @@ def inv_sqrt(pct, # share of training done, 0 to 1; a number or an array
     n = np.asarray(pct, float)*n_steps
     return np.sqrt(k/np.maximum(n, k))*(np.minimum(n/k, 1) if rise else 1)
 
-# %% ../../nbs/api/30_train.schedules.ipynb #a8400eae
+# %% ../../nbs/api/30_train.schedules.ipynb #1cb7d567
 @dataclass(frozen=True)
 class Schedule:
     "A registered schedule with its options; call it with progress (and the number of updates) to get shares of the peak rate"
@@ -138,7 +138,7 @@ class Schedule:
         f,w,pct = SCHEDULES[self.name],self.warmup,np.asarray(pct, float)
         if not w: return f(pct, n_steps, **self.kwargs)
         rest = None if n_steps is None else max(1, round(n_steps*(1-w)))
-        return np.where(pct<w, pct/w, 1.)*f(np.maximum(pct-w, 0)/(1-w), rest, **self.kwargs)
+        return np.minimum(pct, w)/w*f(np.maximum(pct-w, 0)/(1-w), rest, **self.kwargs)
 
     def steps(self, n_steps:int) -> np.ndarray: # (n_steps)
         "Share of the peak rate at every update; like fastai, update t runs at progress t/T, so the end itself is not used"
@@ -151,7 +151,7 @@ class Schedule:
         opts = dict(self.kwargs, **(dict(warmup=self.warmup) if self.warmup else {}))
         return self.name+(f"({', '.join(f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}' for k,v in opts.items())})" if opts else '')
 
-# %% ../../nbs/api/30_train.schedules.ipynb #ceacd5cc
+# %% ../../nbs/api/30_train.schedules.ipynb #aacd5f78
 def schedule(name, # a key of `SCHEDULES`, or a `Schedule`, which is handed back
     warmup:float=0., # share of training that climbs linearly first
     **kwargs # options of that schedule
@@ -159,7 +159,7 @@ def schedule(name, # a key of `SCHEDULES`, or a `Schedule`, which is handed back
     "A schedule by name, with its options checked; ValueError for a name or an option that there is not"
     return name if isinstance(name, Schedule) else Schedule(name, kwargs, warmup)
 
-# %% ../../nbs/api/30_train.schedules.ipynb #5a77e2b8
+# %% ../../nbs/api/30_train.schedules.ipynb #ee6b4c10
 COLORS = ('#0072B2','#D55E00','#009E73','#CC79A7','#E69F00','#56B4E9','#000000') # told apart with any colour vision (Okabe & Ito)
 
 def plot_schedule(*scheds, # names or `Schedule`s
@@ -180,7 +180,7 @@ def plot_schedule(*scheds, # names or `Schedule`s
     ax.legend(frameon=False, fontsize=9, loc='center left', bbox_to_anchor=(1.01,.5))
     return ax
 
-# %% ../../nbs/api/30_train.schedules.ipynb #c838dfea
+# %% ../../nbs/api/30_train.schedules.ipynb #39096c6d
 def to_sched(sched, # a `Schedule` or a name
     peak_lrs, # one rate, or one per parameter group, bottom first
     n_steps:int|None=None # updates in all
