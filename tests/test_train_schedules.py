@@ -1,5 +1,4 @@
 "Schedules: the paper's worked numbers, and what must hold at every length and with every option"
-import math
 import numpy as np,pytest
 from fastai.callback.schedule import combined_cos
 from hypothesis import given,settings,strategies as st

@@ -1,14 +1,13 @@
 "Groups and unfreezing schedules on real Learners: what is frozen does not move by a bit, rates are those that were announced"
 import json,math
-from dataclasses import replace
 from functools import partial
 import numpy as np,pytest,torch
-from fastai.basics import Callback,CancelFitException,Learner,OptimWrapper
+from fastai.basics import Callback,Learner,OptimWrapper
 from fastai.data.core import DataLoaders
 from fastai.optimizer import Adam,SGD
 from fastai.text.models.core import get_language_model,get_text_classifier
 from fastai.text.models.awdlstm import AWD_LSTM,awd_lstm_clas_config,awd_lstm_clas_split,awd_lstm_lm_config,awd_lstm_lm_split
-from hypothesis import assume,given,settings,strategies as st
+from hypothesis import given,settings,strategies as st
 from torch import nn
 from torch.utils.data import DataLoader,TensorDataset
 from ulmfit_t5.models.awd_lstm import AWDLSTM,LanguageModel

@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.callbacks.html.md"""
 __all__ = ['ResetState', 'ActivationReg', 'grad_norm', 'GradClip', 'NonFiniteError', 'NaNGuard', 'MixedBF16', 'TimeBudget',
            'EarlyStop', 'History', 'LineProgress', 'Monitor', 'Perplexity', 'SaveBest']
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #01c32dad
+# %% ../../nbs/api/33_train.callbacks.ipynb #b9d65923
 import time
 from contextlib import ExitStack
 from copy import deepcopy
@@ -20,15 +20,15 @@ from fastcore.basics import noop,patch
 from fastai.callback.core import Callback,CancelFitException,CancelTrainException
 from fastai.learner import Learner
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #4eda2b68
+# %% ../../nbs/api/33_train.callbacks.ipynb #8d89657f
 from ..core import bf16_fast,seconds
 from .record import *
 from .resume import learner_state,load_learner_state
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #1bb555d4
+# %% ../../nbs/api/33_train.callbacks.ipynb #5cbbc21b
 _all_ = ['EarlyStop','History','LineProgress','Monitor','Perplexity','SaveBest']
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #106ccfd6
+# %% ../../nbs/api/33_train.callbacks.ipynb #ad09d401
 class ResetState(Callback):
     "Calls `model.reset()` before training and validating in each epoch and at the end"
     def _reset(self): getattr(self.model, 'reset', noop)()
@@ -36,7 +36,7 @@ class ResetState(Callback):
     def before_validate(self): self._reset()
     def after_fit(self): self._reset()
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #d753051a
+# %% ../../nbs/api/33_train.callbacks.ipynb #f3f5ab14
 class ActivationReg(Callback):
     "Adds AR and TAR to the training loss that is differentiated; raises AttributeError if the model shows no states"
     run_valid = False
@@ -52,7 +52,7 @@ class ActivationReg(Callback):
         if raw.shape[1]>1: reg = reg + self.beta*(raw[:,1:]-raw[:,:-1]).float().pow(2).mean()
         self.learn.loss_grad = self.learn.loss_grad + reg
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #96d76d5f
+# %% ../../nbs/api/33_train.callbacks.ipynb #4f0402df
 def grad_norm(model: nn.Module) -> torch.Tensor: # scalar
     "Euclidean norm of all gradients together"
     return get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -67,7 +67,7 @@ class GradClip(Callback):
         norm = self.learn.grad_norm = grad_norm(self.model)
         if norm.is_cuda or norm>self.max_norm: clip_grads_with_norm_([p for p in self.model.parameters() if p.grad is not None], self.max_norm, norm)
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #195ecb03
+# %% ../../nbs/api/33_train.callbacks.ipynb #615a4570
 class NonFiniteError(FloatingPointError):
     "A loss or gradient was not finite; the text says where and why"
     def __init__(self, text):
@@ -87,7 +87,7 @@ def _cause(learn, weights_ok):
     if weights_ok and not learn.train_iter: return "the very first loss is so, hence bad targets for this loss, or weights that are far too large"
     return f"the rate is too high, try {learn.opt.hypers[-1]['lr']/10:.2g}, a longer warm-up or `GradClip`"
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #6f7a628a
+# %% ../../nbs/api/33_train.callbacks.ipynb #f88904ec
 class NaNGuard(Callback):
     "Raises NonFiniteError instead of taking a step that is not finite, with the weights as they were before it"
     order,run_valid,name = 12,False,'nan_guard'
@@ -96,7 +96,7 @@ class NaNGuard(Callback):
         check: int=1 # steps between checks; more than 1 spares a GPU the waiting, and what went wrong between is undone from the copy
     ): self.every,self.check,self.copy = every,check,None
     def before_fit(self): self.copy = None
-    def before_batch(self): self.buffers = [b.clone() for b in self.model.buffers()]
+    def before_batch(self): self.held = [b.clone() for b in self.model.buffers()]
     def before_step(self):
         l = self.learn
         if l.train_iter%self.check: return
@@ -105,7 +105,7 @@ class NaNGuard(Callback):
         if (self.copy is None or l.train_iter%self.every==0) and _finite(l.model.parameters()): self.copy = l.train_iter,deepcopy(learner_state(l))
     def _stop(self):
         l,ok = self.learn,_finite(self.model.parameters())
-        for b,o in zip(l.model.buffers(), self.buffers): b.copy_(o)
+        for b,o in zip(l.model.buffers(), self.held): b.copy_(o)
         why = _cause(l, ok)
         l.opt.zero_grad()
         state = "The weights are as they were before that step"
@@ -113,10 +113,10 @@ class NaNGuard(Callback):
         elif not ok:
             load_learner_state(l, self.copy[1])
             state = f"The weights were broken by the step before, those after {self.copy[0]} steps were put back"
-        raise NonFiniteError(f"training stopped in epoch {l.epoch}, batch {l.iter} of {l.n_iter} (step {l.train_iter}): loss {float(l.loss_grad):.4g}, "
-            f"gradient norm {float(l.grad_norm):.4g}, rate {l.opt.hypers[-1]['lr']:.4g}. Likely cause: {why}. {state}.")
+        raise NonFiniteError(f"training stopped in epoch {l.epoch}, batch {l.iter} of {l.n_iter} (step {l.train_iter}): loss {l.loss_grad.item():.4g}, "
+            f"gradient norm {l.grad_norm.item():.4g}, rate {l.opt.hypers[-1]['lr']:.4g}. Likely cause: {why}. {state}.")
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #e00bbf49
+# %% ../../nbs/api/33_train.callbacks.ipynb #4c901c9d
 class MixedBF16(Callback):
     "Forward pass and loss in bfloat16 where that is faster, in training and validation"
     order = 10
@@ -142,7 +142,7 @@ def to_bf16_(self:Learner, **kwargs):
     "Train and validate this learner in bfloat16 where that is faster"
     return self.add_cb(MixedBF16(**kwargs))
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #f18d8637
+# %% ../../nbs/api/33_train.callbacks.ipynb #aa6e196c
 class TimeBudget(Callback):
     "Ends each fit in time, with a validation, and schedules that reach their end; raises ValueError for a budget that is not understood"
     order,run_valid,clock = 55,False,staticmethod(time.monotonic)
@@ -181,7 +181,7 @@ class TimeBudget(Callback):
         self.over = self.elapsed+self.reserve+self.step_s[-1]/2>=self.budget
     def _project(self):
         step = float(np.mean(self.step_s[1:] or self.step_s))
-        epochs = self.done + (self.budget-self.elapsed)/(step*self.n_iter+self.reserve)
+        epochs = self.done + (self.budget-self.elapsed)/max(step*self.n_iter+self.reserve, 1e-9)
         if epochs<self.n_epoch: self.say(f"{self.budget:.3g} s are enough for about {epochs:.2g} of {self.n_epoch} epochs, at {step*1000:.3g} ms a step"
             + ("; the schedule is fitted to that" if self.stretch else ""))
     def after_fit(self):

@@ -7,18 +7,18 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.record.html.md"""
 # %% auto #0
 __all__ = ['History', 'Perplexity', 'Monitor', 'SaveBest', 'EarlyStop', 'LineProgress']
 
-# %% ../../nbs/api/33a_train.record.ipynb #87397ba3
+# %% ../../nbs/api/33a_train.record.ipynb #9b3ab7f4
 import csv,math,sys,time
 import torch
 from fastcore.basics import noop,patch
 from fastai.callback.core import Callback,CancelFitException
 from fastai.learner import Metric
 
-# %% ../../nbs/api/33a_train.record.ipynb #58099551
+# %% ../../nbs/api/33a_train.record.ipynb #f24f8b70
 from ..core import human
 from .resume import learner_state,load_learner_state,load_state,save_state
 
-# %% ../../nbs/api/33a_train.record.ipynb #81ae1213
+# %% ../../nbs/api/33a_train.record.ipynb #b9b3e62a
 class History(Callback):
     "Records steps and epochs of all fits as plain values"
     order = 52
@@ -52,7 +52,7 @@ class History(Callback):
     resume_state = to_dict
     def load_resume_state(self, d): self.steps,self.epochs,self.fit_no = d['steps'],d['epochs'],d['fit_no']
 
-# %% ../../nbs/api/33a_train.record.ipynb #bbad787e
+# %% ../../nbs/api/33a_train.record.ipynb #68458490
 @patch(as_prop=True)
 def tokens_per_s(self:History) -> float:
     "Tokens a second over all training steps"
@@ -84,7 +84,7 @@ def plot(self:History, axs=None):
         ax.legend()
     return axs
 
-# %% ../../nbs/api/33a_train.record.ipynb #4600e8e0
+# %% ../../nbs/api/33a_train.record.ipynb #1684cb52
 class Perplexity(Metric):
     "exp of the loss averaged over tokens"
     def __init__(self,
@@ -100,7 +100,7 @@ class Perplexity(Metric):
     @property
     def name(self): return 'perplexity'
 
-# %% ../../nbs/api/33a_train.record.ipynb #6485972d
+# %% ../../nbs/api/33a_train.record.ipynb #ee48c1ad
 class Monitor(Callback):
     "Watches a column of the table; raises KeyError if it is not there"
     order = 90
@@ -124,7 +124,7 @@ class Monitor(Callback):
     def resume_state(self): return dict(best=self.best, best_epoch=self.best_epoch)
     def load_resume_state(self, d): self.best,self.best_epoch = d['best'],d['best_epoch']
 
-# %% ../../nbs/api/33a_train.record.ipynb #3ed106fe
+# %% ../../nbs/api/33a_train.record.ipynb #6900d343
 class SaveBest(Monitor):
     "Keeps the best weights in a folder and ends the fit with them"
     order = 91
@@ -155,23 +155,23 @@ class EarlyStop(Monitor):
     def before_epoch(self):
         if self.best_epoch is not None and self.epoch-1-self.best_epoch>=self.patience: raise CancelFitException
 
-# %% ../../nbs/api/33a_train.record.ipynb #9cdaaad7
+# %% ../../nbs/api/33a_train.record.ipynb #370feb94
 class LineProgress(Callback):
     "Plain text in place of the progress bar: for terminals, logs and remote jobs"
     order = 59
     def __init__(self,
         every_s: float|None=None, # seconds between lines; by default 0.25 on a terminal and 10 elsewhere
         out=None # file to write to; standard output if not given
-    ): self.every_s,self.out = every_s,out
+    ): self.every_s,self.dest = every_s,out
     def before_fit(self):
-        self.to = self.out or sys.stdout
-        self.tty,self.quiet,self.old = self.to.isatty(),self.learn.logger is noop,self.learn.logger
+        self.file = self.dest or sys.stdout
+        self.tty,self.quiet,self.old = self.file.isatty(),self.learn.logger is noop,self.learn.logger
         self.wait = self.every_s if self.every_s is not None else .25 if self.tty else 10
         if hasattr(self.learn, 'progress'): self.learn.progress.run = False
         if self.quiet: return
         self.learn.logger = self._row
         self._row(self.recorder.metric_names)
-    def _write(self, text, end='\n'): print(f'\r{text:<79}' if self.tty else text, end=end, file=self.to, flush=True)
+    def _write(self, text, end='\n'): print(f'\r{text:<79}' if self.tty else text, end=end, file=self.file, flush=True)
     def _row(self, row): self._write('  '.join(f'{f"{o:.4f}" if isinstance(o, float) else str(o):>11}' for o in row))
     def _begin(self): self.tick,self.shown,self.tokens = time.monotonic(),time.monotonic(),0
     def before_train(self): self._begin()
