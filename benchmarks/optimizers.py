@@ -31,14 +31,17 @@ def step_ms(opt_func, size, device, n):
     return (time.perf_counter()-t)/n*1000
 
 def row(what, ours, peer, size, device, n, reps):
-    pairs = [(step_ms(ours, size, device, n), step_ms(peer, size, device, n)) for _ in range(reps)]
-    a,b = (min(o) for o in zip(*pairs))
+    a,b = [],[]
+    for i in range(reps):
+        for f,ts in ((ours,a),(peer,b))[::1 if i%2 else -1]: ts.append(step_ms(f, size, device, n))
+    a,b = min(a),min(b)
     print(f'{what:42} ours {a:8.2f} ms   fastai {b:8.2f} ms   {b/a:.2f} times as fast')
     return dict(what=what, ours=round(a,3), peer=round(b,3), ratio=round(b/a,3), unit='ms a step')
 
 def machine(device):
     if device.type=='cuda': return torch.cuda.get_device_name(device)
-    cpu = [o.split(':')[1].strip() for o in Path('/proc/cpuinfo').read_text().splitlines() if o.startswith('model name')] if Path('/proc/cpuinfo').exists() else []
+    info = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
+    cpu = [o.split(':')[1].strip() for o in info if o.startswith('model name')]
     return cpu[0] if cpu else platform.processor() or platform.machine()
 
 if __name__=='__main__':
@@ -51,5 +54,6 @@ if __name__=='__main__':
     mom = dict(mom=.9)
     pairs = {'AdamW':(FusedAdam,Adam), 'SGD':(FusedSGD,SGD), 'momentum SGD':(partial(FusedSGD, **mom),partial(SGD, **mom))}
     rows = [row(f'{n} step, {s} language model', *p, s, device, a.n, a.reps) for s in SHAPES for n,p in pairs.items()]
-    info = dict(name='optimizers', rows=rows, versions={o:version(o) for o in ('torch','fastai')}, cores=torch.get_num_threads(), machine=machine(device))
+    versions = {o:version(o) for o in ('torch','fastai')}
+    info = dict(name='optimizers', rows=rows, versions=versions, cores=torch.get_num_threads(), machine=machine(device))
     write_json(a.out, info | dict(date=time.strftime('%Y-%m-%d'), command='python '+' '.join(['benchmarks/optimizers.py',*sys.argv[1:]])))

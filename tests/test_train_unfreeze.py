@@ -103,12 +103,12 @@ def test_other_optimisers(opt):
 
 @pytest.mark.parametrize('keep', [True,False])
 def test_optimiser_state_between_stages(keep):
-    class Steps(Callback):
+    class CountSteps(Callback):
         order = 70
         def before_fit(self): self.n = []
         def after_batch(self):
             if self.training: self.n.append(self.opt.state[self.model.head.weight]['step'])
-    cb = Steps()
+    cb = CountSteps()
     train(learner(cbs=cb), U.gradual(5, final_epochs=1), keep_state=keep)
     assert cb.n==(list(range(1, 5*SPE+1)) if keep else list(range(1, SPE+1))*5)
 

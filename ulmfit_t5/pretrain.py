@@ -277,7 +277,7 @@ def pretrain(
     tok = load_tokenizer(tokenizer or out/'tokenizer')
     key = lambda p: [(f.name, f.stat().st_size) for f in text_files(p)] + [max_docs]
     c,v = (tokenize_corpus(docs(p), tok, out.parent/'corpora', key=stable_hash(key(p))) for p in (texts,valid))
-    cfg = drop_mult(dict(compact=COMPACT_LM, full=AWD_LSTM_LM, paper=AWD_LSTM_PAPER, qrnn=QRNN_LM)[config], drop)
+    cfg = scale_dropouts(dict(compact=COMPACT_LM, full=AWD_LSTM_LM, paper=AWD_LSTM_PAPER, qrnn=QRNN_LM)[config], drop)
     run = Run(out, c, v, cfg, len(tok), backwards, bs=bs, seq_len=seq_len, lr=lr, budget=budget, seed=seed)
     print(f'{c}; one pass is {len(run.data):,} steps of {bs*seq_len:,} tokens; {"bfloat16" if run.bf16 else "float32"} on {run.device}', flush=True)
     run.train()

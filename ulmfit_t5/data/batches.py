@@ -8,23 +8,23 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/data.batches.html.md"""
 __all__ = ['spans', 'MemoryCorpus', 'TextDataset', 'text_dataset', 'SeededDL', 'window_ends', 'LMLoader', 'bucket_order',
            'BucketLoader']
 
-# %% ../../nbs/api/12a_data.batches.ipynb #803bb3a4
+# %% ../../nbs/api/12a_data.batches.ipynb #a58dd7a9
 import random
-import numpy as np,torch
+import numpy as np,pandas as pd,torch
 from fastai.data.core import TfmdDL,explode_types,to_device
 from fastai.data.load import fa_collate
 from fastai.data.transforms import ToTensor
 from fastai.text.data import LMTensorText,TensorText
-from fastai.torch_core import TitledStr
+from fastai.torch_core import TitledStr,display_df
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fasttransform.transform import Pipeline
 
-# %% ../../nbs/api/12a_data.batches.ipynb #fff9203d
+# %% ../../nbs/api/12a_data.batches.ipynb #fbeb1fc6
 from .tokenizer import PAD_ID
 from .corpus import Corpus
 
-# %% ../../nbs/api/12a_data.batches.ipynb #419fd788
+# %% ../../nbs/api/12a_data.batches.ipynb #d8f5a953
 def spans(first, # position where each run starts
     lens, # length of each run
     step: int=1 # -1 counts down
@@ -33,7 +33,7 @@ def spans(first, # position where each run starts
     ends = np.cumsum(lens)
     return np.repeat(first - step*(ends-lens), lens) + step*np.arange(ends[-1] if len(ends) else 0)
 
-# %% ../../nbs/api/12a_data.batches.ipynb #000b0c0b
+# %% ../../nbs/api/12a_data.batches.ipynb #ae2be7f1
 class MemoryCorpus(Corpus):
     "A few tokenised documents in memory, read like a `Corpus`"
     def __init__(self,
@@ -43,7 +43,7 @@ class MemoryCorpus(Corpus):
         self.ids = np.concatenate([np.asarray(d) for d in docs]).astype(np.int64) if len(docs) else np.empty(0, np.int64)
     def __repr__(self): return f'MemoryCorpus({len(self):,} documents, {self.n_tokens:,} tokens)'
 
-# %% ../../nbs/api/12a_data.batches.ipynb #e1e0d6bb
+# %% ../../nbs/api/12a_data.batches.ipynb #9d991360
 class TextDataset:
     "Documents of a corpus, with targets"
     n_inp,split_idx = 1,None
@@ -75,7 +75,7 @@ class TextDataset:
         v = self.tok.vocab if self.tok else None
         return v if self.labels is None else L([v,self.labels])
 
-# %% ../../nbs/api/12a_data.batches.ipynb #86cfab00
+# %% ../../nbs/api/12a_data.batches.ipynb #11d225a0
 @patch
 def padded(self:TextDataset,
     idxs # places in this set
@@ -96,7 +96,7 @@ def decode(self:TextDataset, o, full=True):
         return TitledStr(self.tok.decode(ids) if self.tok else ' '.join(map(str, ids)))
     return tuple(text(v) if isinstance(v, TensorText) else self.y_tfms.decode(v, full=full) for v in o)
 
-# %% ../../nbs/api/12a_data.batches.ipynb #1d8efc34
+# %% ../../nbs/api/12a_data.batches.ipynb #f05c1f12
 def text_dataset(ds, # `TextDataset`, `Corpus`, or fastai `Datasets`
     tok=None, # tokenizer, where `ds` is a corpus
     backwards: bool=False # likewise
@@ -116,7 +116,7 @@ def _items(tl):
     df = tl.items
     return [df.iloc[i] for i in range(len(df))] if hasattr(df, 'iloc') else list(df)
 
-# %% ../../nbs/api/12a_data.batches.ipynb #38f05cc3
+# %% ../../nbs/api/12a_data.batches.ipynb #50b19399
 class SeededDL(TfmdDL):
     "A fastai loader whose epochs follow from a seed, so that it can be stopped and continued at any batch"
     def __init__(self, dataset, bs=64, shuffle=False, seed=None, num_workers=0, **kwargs):
@@ -140,7 +140,7 @@ class SeededDL(TfmdDL):
         self.seed,self.epoch,self.pos = (state[o] for o in ('seed','epoch','pos'))
         self._resumed,self._plan = True,None
 
-# %% ../../nbs/api/12a_data.batches.ipynb #f8ca3769
+# %% ../../nbs/api/12a_data.batches.ipynb #396baf24
 @patch
 def __iter__(self:SeededDL):
     self.epoch,self.pos = self._next()
@@ -167,7 +167,21 @@ def one_batch(self:SeededDL):
     self.before_iter()
     return self._finish(self.plan(epoch)[pos])
 
-# %% ../../nbs/api/12a_data.batches.ipynb #5842e41b
+# %% ../../nbs/api/12a_data.batches.ipynb #10942707
+@patch
+def show_results(self:SeededDL, b, out, # a batch, and decoded predictions for it
+    max_n: int=9, # rows
+    trunc_at: int=150, # words of a text
+    show: bool=True, # else return what would be shown
+    **kwargs
+):
+    "Table of texts, targets and predictions"
+    x,y,its,outs = TfmdDL.show_results(self, b, out, max_n=max_n, show=False)
+    if not show: return x,y,its,outs
+    cell = lambda o: o.truncate(trunc_at) if isinstance(o, TitledStr) else o
+    display_df(pd.DataFrame([dict(zip(('text','target'), map(cell, s)), pred=cell(o[0])) for s,o in zip(its, outs)]))
+
+# %% ../../nbs/api/12a_data.batches.ipynb #a265c0b2
 def window_ends(per: int, # tokens of a stream
     seq_len: int, # tokens of a window
     rng=None # a generator makes the lengths random
@@ -179,7 +193,7 @@ def window_ends(per: int, # tokens of a stream
     ends = np.minimum(ends[:np.searchsorted(ends, per)+1], per)
     return np.delete(ends, -2) if len(ends)>1 and ends[-1]-ends[-2]<5 else ends
 
-# %% ../../nbs/api/12a_data.batches.ipynb #f68a6bc4
+# %% ../../nbs/api/12a_data.batches.ipynb #ecce896e
 class LMLoader(SeededDL):
     "`bs` contiguous streams that carry state; x and y `(b t)`, y one token further. Raises ValueError for a corpus of fewer than two tokens"
     def __init__(self, dataset, # a `Corpus`, a `TextDataset`, or fastai `Datasets` of a `TextBlock`
@@ -218,7 +232,7 @@ class LMLoader(SeededDL):
         own = dict(tok=self.tok, seq_len=self.seq_len, backwards=self.backwards, random_bptt=self.random_bptt, seed=self.seed)
         return super().new(dataset, cls, **{**own, **kwargs})
 
-# %% ../../nbs/api/12a_data.batches.ipynb #4f182c88
+# %% ../../nbs/api/12a_data.batches.ipynb #eba9b118
 @patch
 def _stream(self:LMLoader, epoch):
     if self._order is None or self._order[0]!=epoch:
@@ -239,7 +253,7 @@ def _window(self:LMLoader, epoch, p, n):
     lens,sign = np.minimum(cum[k+1], end.repeat(k1-k0))-start,-1 if ds.backwards else 1
     return ds.ids[spans(base[k]+sign*start, lens, sign)].reshape(len(p), n+1) # (b n+1)
 
-# %% ../../nbs/api/12a_data.batches.ipynb #765d336c
+# %% ../../nbs/api/12a_data.batches.ipynb #5533ae33
 def bucket_order(lens, # length of each document
     bs: int, # documents of a batch
     rng=None, # a generator makes the order random
@@ -257,7 +271,7 @@ def bucket_order(lens, # length of each document
         groups[[0,top]] = groups[[top,0]]
     return np.concatenate([groups.reshape(-1), idxs[n*bs:]])
 
-# %% ../../nbs/api/12a_data.batches.ipynb #66c6ae82
+# %% ../../nbs/api/12a_data.batches.ipynb #43f29254
 class BucketLoader(SeededDL):
     "Batches `(x, y)` of documents of like length; x `(b t)` long, padded behind the text"
     def __init__(self, dataset, # a `TextDataset`, a `Corpus`, or fastai `Datasets` of a `TextBlock`
@@ -285,7 +299,7 @@ class BucketLoader(SeededDL):
         plan = self.plan(self._next()[0])
         return 1-sum(self.lens[b].sum() for b in plan)/max(1, sum(len(b)*self.lens[b].max() for b in plan))
 
-# %% ../../nbs/api/12a_data.batches.ipynb #6cca112e
+# %% ../../nbs/api/12a_data.batches.ipynb #92a65f22
 @patch
 def cut(self:BucketLoader, idxs):
     "Batches of an order"
@@ -304,7 +318,7 @@ def _fit(self:BucketLoader, g):
 
 def _join_single(gs): return gs[:-2]+[np.concatenate(gs[-2:])] if len(gs)>1 and len(gs[-1])==1 else gs
 
-# %% ../../nbs/api/12a_data.batches.ipynb #637fb261
+# %% ../../nbs/api/12a_data.batches.ipynb #38a9fefe
 @patch
 def make_batch(self:BucketLoader, idxs):
     if self.fast: return (self.ds.padded(idxs),) + (() if self.ds.y is None else (self.ds.y[idxs],))

@@ -7,7 +7,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/data.blocks.html.md"""
 # %% auto #0
 __all__ = ['clean_chars', 'join_fields', 'ReadReport', 'read_table', 'random_valid', 'TextIds', 'TextBlock']
 
-# %% ../../nbs/api/14_data.blocks.ipynb #83d727a0
+# %% ../../nbs/api/14_data.blocks.ipynb #4a365866
 import html
 from collections import Counter
 from dataclasses import dataclass,field
@@ -21,13 +21,13 @@ from fastai.text.data import TensorText
 from fastai.torch_core import TitledStr
 from fasttransform.transform import Transform
 
-# %% ../../nbs/api/14_data.blocks.ipynb #a4d62be8
+# %% ../../nbs/api/14_data.blocks.ipynb #00e24b36
 from .tokenizer import SPECIALS,FLD_ID
 from .corpus import tokenize_corpus
 from .tables import *
 from .batches import *
 
-# %% ../../nbs/api/14_data.blocks.ipynb #9526ee08
+# %% ../../nbs/api/14_data.blocks.ipynb #17f1b331
 def _columns(t, cols, arg):
     cols = cols if isinstance(cols, (list,tuple)) else [cols]
     names = [t.df.columns[c] if isinstance(c, int) and c not in t.df.columns and c<t.df.shape[1] else c for c in cols]
@@ -39,7 +39,7 @@ def _columns(t, cols, arg):
         raise ValueError(f"{t.name or 'the table'} has no column {c!r}: {hint} Give it as {arg}=...")
     return names
 
-# %% ../../nbs/api/14_data.blocks.ipynb #a0827d07
+# %% ../../nbs/api/14_data.blocks.ipynb #6e020c7d
 def clean_chars(t: str) -> str:
     "Text without NUL and lone surrogates"
     if '\0' in t: t = t.replace('\0', '')
@@ -53,7 +53,7 @@ def join_fields(texts) -> str: # one text is left as it is
     texts = [texts] if isinstance(texts, str) else list(texts)
     return texts[0] if len(texts)==1 else ' '.join(f'{SPECIALS[FLD_ID]} {i} {t}' for i,t in enumerate(texts, 1))
 
-# %% ../../nbs/api/14_data.blocks.ipynb #c934b80b
+# %% ../../nbs/api/14_data.blocks.ipynb #5b17836c
 def _missing(v): return v is None or (pd.api.types.is_scalar(v) and pd.isna(v))
 
 def _text(v):
@@ -67,15 +67,15 @@ def _category(v):
     if isinstance(v, (float,np.floating)):
         if v!=int(v): return None,'is a fraction, not a class: give regression=True, or classes as text'
         v = int(v)
-    return str(v),None
+    return clean_chars(str(v)),None
 
-# %% ../../nbs/api/14_data.blocks.ipynb #bc2271bd
+# %% ../../nbs/api/14_data.blocks.ipynb #5e47d940
 def _number(v):
     try: f = float(v)
     except (TypeError,ValueError): return None,'is not a number'
     return (f,None) if np.isfinite(f) else (None,'is not a finite number')
 
-# %% ../../nbs/api/14_data.blocks.ipynb #0b073a13
+# %% ../../nbs/api/14_data.blocks.ipynb #3f6547a8
 def _labels(v, delim):
     if _missing(v): return None,'is missing'
     vs = v if isinstance(v, (list,tuple,set,np.ndarray)) else [o.strip() for o in str(v).split(delim or ';') if o.strip()]
@@ -90,7 +90,7 @@ def _label_reader(t, cols, delim, regression):
     if delim or lists: return 'multi',lambda r: [_labels(r[0], delim)]
     return 'category',lambda r: [_category(r[0])]
 
-# %% ../../nbs/api/14_data.blocks.ipynb #618a913f
+# %% ../../nbs/api/14_data.blocks.ipynb #41dda8b6
 def _checked(t, text_cols, label_cols, delim, regression, on_bad, rep):
     x = _columns(t, text_cols, 'text_cols')
     y = [] if label_cols is None else _columns(t, label_cols, 'label_cols')
@@ -100,19 +100,22 @@ def _checked(t, text_cols, label_cols, delim, regression, on_bad, rep):
         got = [_text(v) for v in vs[:len(x)]] + (read(vs[len(x):]) if y else [])
         why = [f'column {c!r} {w} ({_short(v)})' for c,v,(_,w) in zip(x+y, vs, got) if w]
         if why: bad.append((i, why[0]))
-        else: rows.append((i, join_fields([o for o,_ in got[:len(x)]]), *([_target([o for o,_ in got[len(x):]], kind, y)] if y else [])))
+        else:
+            text = join_fields([o for o,_ in got[:len(x)]])
+            rows.append((t.at(i), clean_chars(text), _target([o for o,_ in got[len(x):]], kind, y)))
+            rep.cleaned += rows[-1][1]!=text
     _refuse(t, bad, on_bad, rep)
-    df = pd.DataFrame(rows, columns=['at','text','label'][:2+bool(y)]).astype({'text':object})
-    clean = df.text.map(clean_chars)
-    rep.cleaned,rep.kind = rep.cleaned+int((clean!=df.text).sum()),kind
-    return df.assign(text=clean, at=[t.at(i) for i in df['at']])
+    rep.kind = kind or rep.kind
+    cols = dict(zip(('at','text','label'), zip(*rows))) if rows else dict(at=[], text=[], label=[])
+    return pd.DataFrame({k:pd.Series(list(v), dtype=object) for k,v in cols.items() if y or k!='label'})
 
 def _short(v): return f'{v!r:.60}'
 def _target(vs, kind, cols):
+    if kind is None: return None
     if kind=='multi' and len(cols)>1: return [str(c) for c,v in zip(cols, vs) if v]
     return vs[0] if len(vs)==1 else vs
 
-# %% ../../nbs/api/14_data.blocks.ipynb #5fac9834
+# %% ../../nbs/api/14_data.blocks.ipynb #cc49ab24
 def _refuse(t, bad, on_bad, rep):
     if on_bad not in ('raise','drop'): raise ValueError(f"on_bad is {on_bad!r}; give 'raise' or 'drop'")
     bad = [(t.at(i) if t else i, w) for i,w in bad]
@@ -121,7 +124,7 @@ def _refuse(t, bad, on_bad, rep):
         raise ValueError(f"{bad[0][0]}: {bad[0][1]}{more}; correct it, or give on_bad='drop' to leave such rows out")
     rep.dropped += bad
 
-# %% ../../nbs/api/14_data.blocks.ipynb #b45cc6fe
+# %% ../../nbs/api/14_data.blocks.ipynb #0f271012
 @dataclass
 class ReadReport:
     "What `read_table` found; prints itself in a few lines"
@@ -153,7 +156,7 @@ class ReadReport:
         rows = ''.join(f'<tr><th style="text-align:left">{k}</th><td style="text-align:left">{html.escape(v)}</td></tr>' for k,v in self.rows())
         return f'<table><caption>{html.escape(self.name)}</caption>{rows}</table>'
 
-# %% ../../nbs/api/14_data.blocks.ipynb #45e697bc
+# %% ../../nbs/api/14_data.blocks.ipynb #18867e6c
 def _parts(source, valid, lm, rep, **kw):
     "Tables to train with and to validate with"
     ts = read_tables(source, **kw)
@@ -178,7 +181,7 @@ def _by_column(t, col):
     v = v.astype(bool)
     return [Table(t.df[m], t.name, t.unit, b) for m,b in ((~v,t.bad),(v,[]))]
 
-# %% ../../nbs/api/14_data.blocks.ipynb #74d69382
+# %% ../../nbs/api/14_data.blocks.ipynb #5811604e
 def read_table(source, # DataFrame, CSV, TSV or JSONL file, folder, list of strings, Hugging Face Dataset, or a dict of such by split
     text_cols='text', # column of texts, or several, joined with field marks
     label_cols: str|list|None='label', # column of targets, or several; None where there are none
@@ -202,10 +205,10 @@ def read_table(source, # DataFrame, CSV, TSV or JSONL file, folder, list of stri
         dfs.append(_checked(t, text_cols, y, label_delim, regression, on_bad, rep).assign(is_valid=is_valid))
     df = pd.concat(dfs, ignore_index=True)
     if rep.kind in ('category','multi'): df = _known_labels(df, labels, label_cols, on_bad, rep)
-    if len(parts)==1: df = df.drop(columns='is_valid')
+    if not val and not isinstance(valid, str): df = df.drop(columns='is_valid')
     return df,_describe(df, rep)
 
-# %% ../../nbs/api/14_data.blocks.ipynb #6ff8f3a8
+# %% ../../nbs/api/14_data.blocks.ipynb #85d6d7be
 def _each(y): return y if isinstance(y, list) else [y]
 
 def _known_labels(df, labels, col, on_bad, rep):
@@ -215,7 +218,7 @@ def _known_labels(df, labels, col, on_bad, rep):
     whose = 'no training row has' if labels is None else 'is not among those known'
     bad = [(at,f'column {col!r} is {o!r}, a label that {whose} ({", ".join(sorted(map(str, known))[:8])})') for at,o in zip(df['at'], odd) if o is not None]
     _refuse(None, bad, on_bad, rep)
-    return df[[o is None for o in odd]].reset_index(drop=True)
+    return df[np.array([o is None for o in odd], dtype=bool)].reset_index(drop=True)
 
 def _describe(df, rep):
     v = df.is_valid.to_numpy() if 'is_valid' in df else np.zeros(len(df), bool)
@@ -227,7 +230,7 @@ def _describe(df, rep):
     rep.duplicates = list(df['at'][v & df.text.isin(set(df.text[~v])).to_numpy()])
     return rep
 
-# %% ../../nbs/api/14_data.blocks.ipynb #4de5999f
+# %% ../../nbs/api/14_data.blocks.ipynb #203acc3d
 def random_valid(df: pd.DataFrame, # from `read_table`
     pct: float=.2, # share of rows
     seed: int=42 # of the choice
@@ -245,7 +248,7 @@ def random_valid(df: pd.DataFrame, # from `read_table`
         if new: v[i],seen = False,seen|new
     return v
 
-# %% ../../nbs/api/14_data.blocks.ipynb #6d12b70e
+# %% ../../nbs/api/14_data.blocks.ipynb #0309779c
 def _digest(t): return blake2b(t.encode('utf8'), digest_size=16).digest()
 
 class TextIds(Transform):
@@ -283,7 +286,7 @@ def _as_text(o):
         if why: raise ValueError(f'a text {why}: clean the rows first, for instance with `read_table(.., on_bad="drop")`')
     return clean_chars(join_fields([v for v,_ in vs]))
 
-# %% ../../nbs/api/14_data.blocks.ipynb #8ceeae9f
+# %% ../../nbs/api/14_data.blocks.ipynb #584b9eb6
 class TextBlock(TransformBlock):
     "fastai's `TransformBlock` for texts; labels have fastai's own blocks"
     def __init__(self,

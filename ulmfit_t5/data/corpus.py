@@ -111,10 +111,11 @@ def tokenize_corpus(texts, # iterable of strings; a list or Series is looked up 
     if key is None and known: key = _content_key(texts)
     if key is not None and (p:=cache/stable_hash(tok.hash, key)/'meta.json').exists(): return Corpus(p.parent)
     hasher = None if key is not None else hashlib.blake2b(digest_size=16)
-    bar = progress_bar(_blocks(texts, hasher=hasher), total=_n_blocks(texts) if known else 'noinfer', display=progress and known, leave=False)
+    blocks = _blocks(texts, hasher=hasher)
+    if known and progress and len(texts)>5000: blocks = _shown(blocks, len(texts))
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as tmp:
-        _write(_encoded(iter(bar), tok, n_workers or n_cpus()), Path(tmp)/'new', tok)
+        _write(_encoded(blocks, tok, n_workers or n_cpus()), Path(tmp)/'new', tok)
         final = cache/stable_hash(tok.hash, key if key is not None else hasher.hexdigest())
         with atomic_path(final) as p: (Path(tmp)/'new').rename(p)
     return Corpus(final)
@@ -123,7 +124,16 @@ def _content_key(texts):
     h = hashlib.blake2b(digest_size=16)
     for _ in _blocks(texts, hasher=h): pass
     return h.hexdigest()
-def _n_blocks(texts): return max(1, sum(map(len, texts))//1_000_000)
+def _shown(blocks, total):
+    "The same blocks, a bar counting their documents"
+    bar,n = progress_bar(range(total), leave=False),0
+    bar.on_iter_begin()
+    bar.update(0)
+    for b in blocks:
+        yield b
+        n += len(b)
+        bar.update(n)
+    bar.on_iter_end()
 
 # %% ../../nbs/api/12_data.corpus.ipynb #998ff54b
 def n_cpus() -> int: # processes worth starting here

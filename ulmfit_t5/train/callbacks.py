@@ -1,4 +1,4 @@
-"""What a language model or a document classifier needs in the training loop: state resets, AR and TAR, a guard against NaN, bfloat16, a time budget.
+"""What text models need in the training loop: state resets, AR and TAR, a guard against NaN, bfloat16, a time budget.
 
 Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.callbacks.html.md"""
 
@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.callbacks.html.md"""
 __all__ = ['ResetState', 'ActivationReg', 'grad_norm', 'GradClip', 'NonFiniteError', 'NaNGuard', 'MixedBF16', 'TimeBudget',
            'EarlyStop', 'History', 'LineProgress', 'Monitor', 'Perplexity', 'SaveBest']
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #b9d65923
+# %% ../../nbs/api/33_train.callbacks.ipynb #a53cf37a
 import time
 from contextlib import ExitStack
 from copy import deepcopy
@@ -20,15 +20,15 @@ from fastcore.basics import noop,patch
 from fastai.callback.core import Callback,CancelFitException,CancelTrainException
 from fastai.learner import Learner
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #8d89657f
+# %% ../../nbs/api/33_train.callbacks.ipynb #573fa8ee
 from ..core import bf16_fast,seconds
 from .record import *
 from .resume import learner_state,load_learner_state
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #5cbbc21b
+# %% ../../nbs/api/33_train.callbacks.ipynb #b3a91c60
 _all_ = ['EarlyStop','History','LineProgress','Monitor','Perplexity','SaveBest']
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #ad09d401
+# %% ../../nbs/api/33_train.callbacks.ipynb #f32012c1
 class ResetState(Callback):
     "Calls `model.reset()` before training and validating in each epoch and at the end"
     def _reset(self): getattr(self.model, 'reset', noop)()
@@ -36,7 +36,7 @@ class ResetState(Callback):
     def before_validate(self): self._reset()
     def after_fit(self): self._reset()
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #f3f5ab14
+# %% ../../nbs/api/33_train.callbacks.ipynb #4b139580
 class ActivationReg(Callback):
     "Adds AR and TAR to the training loss that is differentiated; raises AttributeError if the model shows no states"
     run_valid = False
@@ -46,13 +46,14 @@ class ActivationReg(Callback):
     ): self.alpha,self.beta = alpha,beta
     def after_loss(self):
         o = next((o for o in (self.learn.pred,getattr(self.model, 'last_out', None)) if hasattr(o, 'raw')), None)
-        if o is None: raise AttributeError(f"{type(self.model).__name__} shows no states: its output or its `last_out` needs `raw` and `dropped` (or `out`)")
+        name = type(self.model).__name__
+        if o is None: raise AttributeError(f"{name} shows no states: its output or its `last_out` needs `raw` and `dropped` (or `out`)")
         dropped,raw = o.dropped if hasattr(o, 'dropped') else o.out,o.raw
         reg = self.alpha*dropped.float().pow(2).mean()
         if raw.shape[1]>1: reg = reg + self.beta*(raw[:,1:]-raw[:,:-1]).float().pow(2).mean()
         self.learn.loss_grad = self.learn.loss_grad + reg
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #4f0402df
+# %% ../../nbs/api/33_train.callbacks.ipynb #307ba8d9
 def grad_norm(model: nn.Module) -> torch.Tensor: # scalar
     "Euclidean norm of all gradients together"
     return get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -65,9 +66,10 @@ class GradClip(Callback):
     ): self.max_norm = max_norm
     def before_step(self):
         norm = self.learn.grad_norm = grad_norm(self.model)
-        if norm.is_cuda or norm>self.max_norm: clip_grads_with_norm_([p for p in self.model.parameters() if p.grad is not None], self.max_norm, norm)
+        ps = [p for p in self.model.parameters() if p.grad is not None]
+        if norm.is_cuda or norm>self.max_norm: clip_grads_with_norm_(ps, self.max_norm, norm)
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #615a4570
+# %% ../../nbs/api/33_train.callbacks.ipynb #bde25555
 class NonFiniteError(FloatingPointError):
     "A loss or gradient was not finite; the text says where and why"
     def __init__(self, text):
@@ -84,10 +86,10 @@ def _cause(learn, weights_ok):
     if not _finite(learn.yb): return "the targets hold values that are not finite, look at this batch"
     if any(getattr(o, 'dtype', None)==torch.float16 for o in (*learn.model.parameters(),*pred)):
         return "float16 overflows above 65504, use bfloat16 (`MixedBF16`) or float32"
-    if weights_ok and not learn.train_iter: return "the very first loss is so, hence bad targets for this loss, or weights that are far too large"
+    if weights_ok and not learn.train_iter: return "the very first loss is so: bad targets for this loss, or weights that are far too large"
     return f"the rate is too high, try {learn.opt.hypers[-1]['lr']/10:.2g}, a longer warm-up or `GradClip`"
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #f88904ec
+# %% ../../nbs/api/33_train.callbacks.ipynb #347ff933
 class NaNGuard(Callback):
     "Raises NonFiniteError instead of taking a step that is not finite, with the weights as they were before it"
     order,run_valid,name = 12,False,'nan_guard'
@@ -102,7 +104,8 @@ class NaNGuard(Callback):
         if l.train_iter%self.check: return
         if not hasattr(l, 'grad_clip'): l.grad_norm = grad_norm(l.model)
         if not bool(torch.isfinite(l.loss_grad.detach()+l.grad_norm)): self._stop()
-        if (self.copy is None or l.train_iter%self.every==0) and _finite(l.model.parameters()): self.copy = l.train_iter,deepcopy(learner_state(l))
+        due = self.copy is None or l.train_iter%self.every==0
+        if due and _finite(l.model.parameters()): self.copy = l.train_iter,deepcopy(learner_state(l))
     def _stop(self):
         l,ok = self.learn,_finite(self.model.parameters())
         for b,o in zip(l.model.buffers(), self.held): b.copy_(o)
@@ -113,10 +116,11 @@ class NaNGuard(Callback):
         elif not ok:
             load_learner_state(l, self.copy[1])
             state = f"The weights were broken by the step before, those after {self.copy[0]} steps were put back"
-        raise NonFiniteError(f"training stopped in epoch {l.epoch}, batch {l.iter} of {l.n_iter} (step {l.train_iter}): loss {l.loss_grad.item():.4g}, "
-            f"gradient norm {l.grad_norm.item():.4g}, rate {l.opt.hypers[-1]['lr']:.4g}. Likely cause: {why}. {state}.")
+        where = f"epoch {l.epoch}, batch {l.iter} of {l.n_iter} (step {l.train_iter})"
+        raise NonFiniteError(f"training stopped in {where}: loss {l.loss_grad.item():.4g}, gradient norm {l.grad_norm.item():.4g}, "
+            f"rate {l.opt.hypers[-1]['lr']:.4g}. Likely cause: {why}. {state}.")
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #4c901c9d
+# %% ../../nbs/api/33_train.callbacks.ipynb #06a36fcb
 class MixedBF16(Callback):
     "Forward pass and loss in bfloat16 where that is faster, in training and validation"
     order = 10
@@ -142,7 +146,7 @@ def to_bf16_(self:Learner, **kwargs):
     "Train and validate this learner in bfloat16 where that is faster"
     return self.add_cb(MixedBF16(**kwargs))
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #aa6e196c
+# %% ../../nbs/api/33_train.callbacks.ipynb #150a4a4c
 class TimeBudget(Callback):
     "Ends each fit in time, with a validation, and schedules that reach their end; raises ValueError for a budget that is not understood"
     order,run_valid,clock = 55,False,staticmethod(time.monotonic)
@@ -182,10 +186,12 @@ class TimeBudget(Callback):
     def _project(self):
         step = float(np.mean(self.step_s[1:] or self.step_s))
         epochs = self.done + (self.budget-self.elapsed)/max(step*self.n_iter+self.reserve, 1e-9)
-        if epochs<self.n_epoch: self.say(f"{self.budget:.3g} s are enough for about {epochs:.2g} of {self.n_epoch} epochs, at {step*1000:.3g} ms a step"
-            + ("; the schedule is fitted to that" if self.stretch else ""))
+        fitted = "; the schedule is fitted to that" if self.stretch else ""
+        text = f"{self.budget:.3g} s are enough for about {epochs:.2g} of {self.n_epoch} epochs, at {step*1000:.3g} ms a step{fitted}"
+        if epochs<self.n_epoch: self.say(text)
     def after_fit(self):
-        self.fits.append(dict(seconds=self.elapsed, epochs=self.done, of=self.n_epoch, steps=self.train_iter, cut=self.over and self.done<self.n_epoch))
-        if self.fits[-1]['cut']: self.say(f"stopped after {self.elapsed:.3g} of {self.budget:.3g} s: {self.done:.3g} of {self.n_epoch} epochs were trained, the rest was cut")
+        cut,s = self.over and self.done<self.n_epoch,self.elapsed
+        self.fits.append(dict(seconds=s, epochs=self.done, of=self.n_epoch, steps=self.train_iter, cut=cut))
+        if cut: self.say(f"stopped after {s:.3g} of {self.budget:.3g} s: {self.done:.3g} of {self.n_epoch} epochs were trained, the rest was cut")
     def resume_state(self): return dict(spent=self.elapsed, fits=self.fits)
     def load_resume_state(self, d): self.start,self.spent,self.fits = self.clock(),d['spent'],d['fits']

@@ -7,14 +7,14 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.optimizers.html.md"""
 # %% auto #0
 __all__ = ['ADAM_PRESETS', 'FusedOptimizer', 'FusedAdam', 'FusedSGD', 'adam_ulmfit', 'NTAvg']
 
-# %% ../../nbs/api/35_train.optimizers.ipynb #e6c9e07f
+# %% ../../nbs/api/35_train.optimizers.ipynb #2b1fc4b4
 import torch
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 from fastai.optimizer import Optimizer
 from fastai.callback.core import Callback
 
-# %% ../../nbs/api/35_train.optimizers.ipynb #442d4288
+# %% ../../nbs/api/35_train.optimizers.ipynb #335baf48
 class FusedOptimizer(Optimizer):
     "fastai optimizer whose step is one kernel for all parameters of a group; subclasses give `update`"
     def __init__(self,
@@ -40,7 +40,7 @@ class FusedOptimizer(Optimizer):
 
 def _fused(ps): return all(p.device.type in ('cpu','cuda') and p.is_floating_point() for p in ps)
 
-# %% ../../nbs/api/35_train.optimizers.ipynb #c71f86d7
+# %% ../../nbs/api/35_train.optimizers.ipynb #c91be6fd
 class FusedAdam(FusedOptimizer):
     "Adam or AdamW by PyTorch's fused kernel; the defaults are those of fastai's `Adam`"
     def __init__(self,
@@ -59,7 +59,7 @@ class FusedAdam(FusedOptimizer):
         kw = dict(lr=h['lr'], beta1=h['mom'], beta2=h['sqr_mom'], eps=h['eps'], weight_decay=wd, decoupled_weight_decay=self.decouple_wd)
         adam(ps, [p.grad for p in ps], m, v, [], t, fused=_fused(ps), amsgrad=False, maximize=False, **kw)
 
-# %% ../../nbs/api/35_train.optimizers.ipynb #dce83276
+# %% ../../nbs/api/35_train.optimizers.ipynb #627d8e07
 class FusedSGD(FusedOptimizer):
     "SGD by PyTorch's fused kernel; decay is added to the gradient (without momentum that is the same as decoupled)"
     def __init__(self,
@@ -74,7 +74,7 @@ class FusedSGD(FusedOptimizer):
         if wd: torch._foreach_mul_(ps, 1-h['lr']*wd)
         torch._foreach_add_(ps, gs, alpha=-h['lr'])
 
-# %% ../../nbs/api/35_train.optimizers.ipynb #7ee1ad14
+# %% ../../nbs/api/35_train.optimizers.ipynb #32fa7736
 _paper = dict(mom=.7, sqr_mom=.99, eps=1e-8, wd=0.)
 _script = _paper | dict(mom=.8, wd=1e-7, decouple_wd=False)
 ADAM_PRESETS = dict(paper=_paper, script=_script, script_clas=_script|dict(wd=1e-6), adamw=_paper|dict(mom=.8, wd=.01), fastai={})
@@ -88,7 +88,7 @@ def adam_ulmfit(params, # parameters, or lists of them: the groups
     if preset not in ADAM_PRESETS: raise ValueError(f"preset {preset!r} is not known: choose one of {list(ADAM_PRESETS)}")
     return FusedAdam(params, lr=lr, **{**ADAM_PRESETS[preset], **kwargs})
 
-# %% ../../nbs/api/35_train.optimizers.ipynb #45982d1f
+# %% ../../nbs/api/35_train.optimizers.ipynb #f0131fe8
 class NTAvg(Callback):
     "Non-monotonically triggered averaging of the weights: validates and ends with their mean (Merity et al. 2017, algorithm 1)"
     order = 52
@@ -111,7 +111,8 @@ class NTAvg(Callback):
     def after_validate(self):
         self._swap()
         v = float(self.recorder.loss.value)
-        if self.avg is None and len(self.seen)>self.n and v>min(self.seen[:len(self.seen)-self.n]): self.avg = [w.clone() for w in self._weights()]
+        worse = len(self.seen)>self.n and v>min(self.seen[:len(self.seen)-self.n])
+        if self.avg is None and worse: self.avg = [w.clone() for w in self._weights()]
         self.seen.append(v)
     def after_fit(self):
         if not self.swapped: self._swap()

@@ -1,4 +1,4 @@
-"""What a training leaves behind and shows on the way: a history of plain values, perplexity by token, the best weights, an early end, progress in plain text.
+"""What a training leaves behind and shows: a history of plain values, perplexity by token, the best weights, an early end, plain-text progress.
 
 Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.record.html.md"""
 
@@ -7,18 +7,18 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.record.html.md"""
 # %% auto #0
 __all__ = ['History', 'Perplexity', 'Monitor', 'SaveBest', 'EarlyStop', 'LineProgress']
 
-# %% ../../nbs/api/33a_train.record.ipynb #9b3ab7f4
+# %% ../../nbs/api/33a_train.record.ipynb #2704548e
 import csv,math,sys,time
 import torch
 from fastcore.basics import noop,patch
 from fastai.callback.core import Callback,CancelFitException
 from fastai.learner import Metric
 
-# %% ../../nbs/api/33a_train.record.ipynb #f24f8b70
+# %% ../../nbs/api/33a_train.record.ipynb #19c5f2c6
 from ..core import human
 from .resume import learner_state,load_learner_state,load_state,save_state
 
-# %% ../../nbs/api/33a_train.record.ipynb #b9b3e62a
+# %% ../../nbs/api/33a_train.record.ipynb #5cde0d4d
 class History(Callback):
     "Records steps and epochs of all fits as plain values"
     order = 52
@@ -52,7 +52,7 @@ class History(Callback):
     resume_state = to_dict
     def load_resume_state(self, d): self.steps,self.epochs,self.fit_no = d['steps'],d['epochs'],d['fit_no']
 
-# %% ../../nbs/api/33a_train.record.ipynb #68458490
+# %% ../../nbs/api/33a_train.record.ipynb #01e06f08
 @patch(as_prop=True)
 def tokens_per_s(self:History) -> float:
     "Tokens a second over all training steps"
@@ -78,13 +78,14 @@ def plot(self:History, axs=None):
     ends = [max(i for i,o in enumerate(ids) if o==(e['fit'],e['epoch'])) for e in self.epochs]
     axs[0].plot(self.steps['loss'], label='training', lw=1)
     axs[0].plot(ends, [e.get('valid_loss') for e in self.epochs], 'o-', label='validation')
-    for i in range(max(map(len, self.steps['lr']), default=0)): axs[1].plot([r[i] if i<len(r) else math.nan for r in self.steps['lr']], label=f'group {i}')
+    for i in range(max(map(len, self.steps['lr']), default=0)):
+        axs[1].plot([r[i] if i<len(r) else math.nan for r in self.steps['lr']], label=f'group {i}')
     for ax,t in zip(axs, ('loss','rate')):
         ax.set(title=t, xlabel='step')
         ax.legend()
     return axs
 
-# %% ../../nbs/api/33a_train.record.ipynb #1684cb52
+# %% ../../nbs/api/33a_train.record.ipynb #9aff1847
 class Perplexity(Metric):
     "exp of the loss averaged over tokens"
     def __init__(self,
@@ -100,7 +101,7 @@ class Perplexity(Metric):
     @property
     def name(self): return 'perplexity'
 
-# %% ../../nbs/api/33a_train.record.ipynb #ee48c1ad
+# %% ../../nbs/api/33a_train.record.ipynb #cbdc82c8
 class Monitor(Callback):
     "Watches a column of the table; raises KeyError if it is not there"
     order = 90
@@ -124,7 +125,7 @@ class Monitor(Callback):
     def resume_state(self): return dict(best=self.best, best_epoch=self.best_epoch)
     def load_resume_state(self, d): self.best,self.best_epoch = d['best'],d['best_epoch']
 
-# %% ../../nbs/api/33a_train.record.ipynb #6900d343
+# %% ../../nbs/api/33a_train.record.ipynb #54f313f7
 class SaveBest(Monitor):
     "Keeps the best weights in a folder and ends the fit with them"
     order = 91
@@ -155,7 +156,7 @@ class EarlyStop(Monitor):
     def before_epoch(self):
         if self.best_epoch is not None and self.epoch-1-self.best_epoch>=self.patience: raise CancelFitException
 
-# %% ../../nbs/api/33a_train.record.ipynb #370feb94
+# %% ../../nbs/api/33a_train.record.ipynb #88b5f105
 class LineProgress(Callback):
     "Plain text in place of the progress bar: for terminals, logs and remote jobs"
     order = 59
@@ -182,7 +183,8 @@ class LineProgress(Callback):
         if self.quiet or now-self.shown<self.wait: return
         kind,left = ('train' if self.training else 'valid'),(now-self.tick)/(self.iter+1)*(self.n_iter-self.iter-1)
         loss = f', loss {float(self.smooth_loss):.4f}' if hasattr(self, 'smooth_loss') else ''
-        text = f"epoch {self.epoch+1}/{self.n_epoch} {kind} {self.iter+1}/{self.n_iter}{loss}, {human(self.tokens/(now-self.tick))} tokens/s, {left:.0f} s left"
+        place,speed = f"epoch {self.epoch+1}/{self.n_epoch} {kind} {self.iter+1}/{self.n_iter}",human(self.tokens/max(now-self.tick, 1e-9))
+        text = f"{place}{loss}, {speed} tokens/s, {left:.0f} s left"
         self._write(text, '' if self.tty else '\n')
         self.shown = now
     def after_fit(self): self.learn.logger = self.old

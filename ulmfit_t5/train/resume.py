@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.resume.html.md"""
 __all__ = ['pack', 'unpack', 'save_state', 'load_state', 'rng_state', 'set_rng_state', 'learner_state', 'load_learner_state',
            'spec', 'Checkpoints', 'training_state', 'load_training_state', 'Resumable', 'RunState']
 
-# %% ../../nbs/api/34_train.resume.ipynb #9960d238
+# %% ../../nbs/api/34_train.resume.ipynb #d219b248
 import json,os,random,shutil,signal,sys,threading,time
 from itertools import chain,islice
 from pathlib import Path
@@ -21,10 +21,10 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import rank_distrib,to_device
 
-# %% ../../nbs/api/34_train.resume.ipynb #40dc8518
+# %% ../../nbs/api/34_train.resume.ipynb #1c172db7
 from ..core import atomic_path,human,seconds,sha256_file,stable_hash
 
-# %% ../../nbs/api/34_train.resume.ipynb #39a39c51
+# %% ../../nbs/api/34_train.resume.ipynb #be4580da
 def pack(obj, # nest of lists, tuples, dicts, tensors, numbers and text
     tensors: dict # filled with the tensors found
 ):
@@ -52,7 +52,7 @@ def unpack(obj, # what `pack` returned
     if 'tuple' in obj: return tuple(unpack(o, tensors) for o in obj['tuple'])
     return {unpack(k, tensors):unpack(v, tensors) for k,v in obj['d']}
 
-# %% ../../nbs/api/34_train.resume.ipynb #7a8495a6
+# %% ../../nbs/api/34_train.resume.ipynb #2c2a2cce
 def save_state(folder, # replaced as a whole, or not at all
     obj # any nest that `pack` takes
 ):
@@ -71,11 +71,12 @@ def load_state(folder): # what `save_state` wrote
     try:
         info = json.loads((Path(folder)/'state.json').read_text(encoding='utf8'))
         whole = info['check']==stable_hash(info['state']) and info['sha256']==sha256_file(Path(folder)/'state.safetensors')
-    except (OSError,ValueError,KeyError,TypeError) as e: raise ValueError(f"{folder} is not a whole saved state ({e}): it was cut short or changed") from e
+    except (OSError,ValueError,KeyError,TypeError) as e:
+        raise ValueError(f"{folder} is not a whole saved state ({e}): it was cut short or changed") from e
     if not whole: raise ValueError(f"{folder} is not a whole saved state (its hash is wrong): it was cut short or changed")
     return unpack(info['state'], load_file(Path(folder)/'state.safetensors'))
 
-# %% ../../nbs/api/34_train.resume.ipynb #7f560761
+# %% ../../nbs/api/34_train.resume.ipynb #3ae3687b
 def rng_state() -> dict: # for `set_rng_state`
     "State of Python's, NumPy's and PyTorch's global generators"
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -88,7 +89,7 @@ def set_rng_state(s: dict): # what `rng_state` returned
     torch.set_rng_state(s['torch'])
     if s['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(s['cuda'])
 
-# %% ../../nbs/api/34_train.resume.ipynb #47b502f3
+# %% ../../nbs/api/34_train.resume.ipynb #c93da926
 def _params(learn): return [p for pg in learn.opt.param_lists for p in pg]
 
 def learner_state(learn) -> dict: # shares memory with the learner
@@ -108,30 +109,32 @@ def load_learner_state(learn, # its optimizer is made if it has none
     learn.opt.load_state_dict(sd)
     for p,g in zip(ps, s['grads']): p.grad = torch.zeros_like(p) if g else None
 
-# %% ../../nbs/api/34_train.resume.ipynb #bc955e2c
+# %% ../../nbs/api/34_train.resume.ipynb #61785d36
 def _own(dl): return hasattr(type(dl), 'state_dict') and hasattr(type(dl), 'load_state_dict')
-def _loader_state(dl): return dl.state_dict() if _own(dl) else dl.rng.getstate() if isinstance(getattr(dl, 'rng', None), random.Random) else None
+def _loader_state(dl):
+    if _own(dl): return dl.state_dict()
+    return dl.rng.getstate() if isinstance(getattr(dl, 'rng', None), random.Random) else None
 def _set_loader_state(dl, s):
     if _own(dl): dl.load_state_dict(s)
     elif s is not None: dl.rng.setstate(s)
 
-# %% ../../nbs/api/34_train.resume.ipynb #72c39e1d
+# %% ../../nbs/api/34_train.resume.ipynb #109dc184
 def spec(learn, # after `before_fit`
     config: dict|None=None # more values that must not differ
 ) -> dict: # plain values
     "What a checkpoint and the training that continues it must have in common"
     sd,ps,dl = learn.model.state_dict(),_params(learn),learn.dls.train
     scheds = [cb.scheds for cb in learn.cbs if isinstance(cb, ParamScheduler)]
-    d = dict(model=f"{len(sd)} tensors, {human(sum(t.numel() for t in sd.values()))} numbers, hash {stable_hash([(k,list(t.shape)) for k,t in sd.items()])}",
-        optimizer=f"{type(getattr(learn.opt, 'opt', learn.opt)).__name__} with groups of {[len(o) for o in learn.opt.param_lists]} parameters",
-        trainable=''.join(str(int(p.requires_grad)) for p in ps), epochs=learn.n_epoch, batches=len(dl), batch_size=getattr(dl, 'bs', None),
+    shapes,kind = stable_hash([(k,list(t.shape)) for k,t in sd.items()]),type(getattr(learn.opt, 'opt', learn.opt)).__name__
+    d = dict(model=f"{len(sd)} tensors, {human(sum(t.numel() for t in sd.values()))} numbers, hash {shapes}",
+        optimizer=f"{kind} with groups of {[len(o) for o in learn.opt.param_lists]} parameters", trainable=''.join(str(int(p.requires_grad)) for p in ps), epochs=learn.n_epoch, batches=None if _own(dl) else len(dl), batch_size=getattr(dl, 'bs', None),
         rates=[h['lr'] for h in learn.opt.hypers], decay=[h.get('wd') for h in learn.opt.hypers],
         schedule=[{k:[f(i/4) for i in range(5)] for k,f in s.items()} for s in scheds], config=config)
     return json.loads(json.dumps(d, default=lambda o: o.tolist() if hasattr(o, 'tolist') else str(o)))
 
 def _differs(old, new): return [f"{k} was {old.get(k)} and is {new.get(k)}" for k in {**old,**new} if old.get(k)!=new.get(k)]
 
-# %% ../../nbs/api/34_train.resume.ipynb #c9f2f676
+# %% ../../nbs/api/34_train.resume.ipynb #1ff4893f
 class Checkpoints:
     "Numbered saved states in a folder, of which the newest are kept"
     def __init__(self,
@@ -150,9 +153,9 @@ class Checkpoints:
         for p in reversed(self.all()):
             try: return load_state(p)
             except ValueError as e: errs.append(str(e))
-        if errs: raise ValueError(f"none of the {len(errs)} checkpoints in {self.folder} can be read: {errs[0]}. Delete the folder to start anew")
+        if errs: raise ValueError(f"no checkpoint in {self.folder} can be read: {errs[0]}. Delete the folder to start anew")
 
-# %% ../../nbs/api/34_train.resume.ipynb #a41760f8
+# %% ../../nbs/api/34_train.resume.ipynb #51e80864
 def _record(learn):
     hps,r = {k:v for cb in learn.cbs if isinstance(cb, ParamScheduler) for k,v in cb.hps.items()},getattr(learn, 'recorder', None)
     if r is None: return dict(hps=hps)
@@ -169,15 +172,16 @@ def _set_record(learn, s):
     r.smooth_loss.val,r.smooth_loss.count = s['smooth']
     if r.values: learn.final_record = r.values[-1]
 
-# %% ../../nbs/api/34_train.resume.ipynb #74e787a0
+# %% ../../nbs/api/34_train.resume.ipynb #52d8be3f
 def _recurrent(model):
     s = getattr(model, 'state', None)
     return s if isinstance(s, (list,tuple,dict,torch.Tensor)) else None
 
 def _set_recurrent(model, s):
-    if hasattr(model, 'state') and (s is not None or _recurrent(model) is not None): model.state = to_device(s, next(model.parameters()).device)
+    if hasattr(model, 'state') and (s is not None or _recurrent(model) is not None):
+        model.state = to_device(s, next(model.parameters()).device)
 
-# %% ../../nbs/api/34_train.resume.ipynb #ab5b8541
+# %% ../../nbs/api/34_train.resume.ipynb #84b3d278
 def training_state(learn) -> dict: # shares memory with the learner
     "All that the next step depends on: weights, optimizer, generators, loaders, recurrent state, callbacks and curves"
     cbs = {cb.name:cb.resume_state() for cb in learn.cbs if hasattr(type(cb), 'resume_state')}
@@ -195,7 +199,7 @@ def load_training_state(learn, # with the same callbacks
         if hasattr(type(cb), 'load_resume_state') and cb.name in s['cbs']: cb.load_resume_state(s['cbs'][cb.name])
     set_rng_state(s['rng'])
 
-# %% ../../nbs/api/34_train.resume.ipynb #0cf66b7c
+# %% ../../nbs/api/34_train.resume.ipynb #1a1191aa
 class Resumable(Callback):
     "Continues a killed fit, given to `fit(..., cbs=)`; raises ValueError if the folder holds another training or only torn checkpoints"
     order = 95
@@ -230,12 +234,13 @@ class Resumable(Callback):
         if self.trained or (self.at and not self.at['finished']): self._save(self.n_epoch, 0, True)
         self._leave(False)
 
-# %% ../../nbs/api/34_train.resume.ipynb #9a992e67
+# %% ../../nbs/api/34_train.resume.ipynb #db573918
 @patch
 def _check(self:Resumable, s):
     if s['stage']==self.stage-1 and s['finished']: return False
     where = f"the checkpoint in {self.ckpts.folder}"
-    if s['stage']!=self.stage: raise ValueError(f"{where} is of stage {s['stage']} and this fit is stage {self.stage}: ask `RunState.done` of each stage first")
+    if s['stage']!=self.stage:
+        raise ValueError(f"{where} is of stage {s['stage']} and this fit is stage {self.stage}: ask `RunState.done` of each stage first")
     diff = _differs(s['spec'], self.what)
     if diff: raise ValueError(f"{where} is of another training: {', '.join(diff)}. Use the same settings, or another folder")
     return True
@@ -252,7 +257,7 @@ def _continue(self:Resumable, s):
     if self.say: self.say(f"{self.ckpts.folder}: " + ("this training is finished, its weights were loaded" if s['finished'] else
         f"going on in epoch {s['epoch']}, batch {s['iter']}, after {s['train_iter']} steps"))
 
-# %% ../../nbs/api/34_train.resume.ipynb #e8ea7caf
+# %% ../../nbs/api/34_train.resume.ipynb #b5bca2bb
 @patch
 def _skip(self:Resumable, f, kind, ex, *args):
     "Stands for `Learner._with_events` until the epoch to be continued"
@@ -281,7 +286,7 @@ def _rest(self:Resumable):
     set_rng_state(s['train']['rng'])
     for o in enumerate(chain(head, it) if _own(learn.dl) else it, s['iter']): learn.one_batch(*o)
 
-# %% ../../nbs/api/34_train.resume.ipynb #81494474
+# %% ../../nbs/api/34_train.resume.ipynb #39ac4208
 @patch
 def _maybe(self:Resumable, epoch, it):
     long = self.every_s is not None and time.monotonic()-self.saved_at>=self.every_s
@@ -297,7 +302,7 @@ def _save(self:Resumable, epoch, it, finished):
     self.ckpts.save(dict(place, begin=self.begin if it else None, train=training_state(l), record=_record(l)))
     self.count,self.saved_at = 0,time.monotonic()
 
-# %% ../../nbs/api/34_train.resume.ipynb #96b0c0d0
+# %% ../../nbs/api/34_train.resume.ipynb #41131b63
 @patch
 def _on_term(self:Resumable, sig, frame):
     if self.learn is None or self.term:
@@ -313,7 +318,7 @@ def _leave(self:Resumable, out):
     print(f"ended by SIGTERM; {self.ckpts.folder} holds all that is needed to go on", file=sys.stderr)
     raise SystemExit(143)
 
-# %% ../../nbs/api/34_train.resume.ipynb #bd02b1ee
+# %% ../../nbs/api/34_train.resume.ipynb #a7935ed9
 class RunState:
     "A row of fits that goes on where it was killed: `if not run.done(k, learn): learn.fit(..., cbs=run.cb(k))`"
     def __init__(self,
@@ -329,7 +334,8 @@ class RunState:
         learn.n_epoch = getattr(learn, 'n_epoch', 1)
         new = spec(learn)
         diff = _differs(*[{k:o[k] for k in ('model','optimizer')} for o in (s['spec'],new)])
-        if diff: raise ValueError(f"the checkpoint in {self.folder} is of another training: {', '.join(diff)}. Use the same settings, or another folder")
+        where = f"the checkpoint in {self.folder}"
+        if diff: raise ValueError(f"{where} is of another training: {', '.join(diff)}. Use the same settings, or another folder")
         load_training_state(learn, s['train'])
         return True
     def cb(self, stage: int) -> Resumable: # for `cbs` of the fit of this stage

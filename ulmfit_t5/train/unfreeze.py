@@ -7,7 +7,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.unfreeze.html.md"""
 # %% auto #0
 __all__ = ['ABLATIONS', 'ablation', 'StageDriver', 'Stage', 'UnfreezeSchedule']
 
-# %% ../../nbs/api/32_train.unfreeze.ipynb #aadd6075
+# %% ../../nbs/api/32_train.unfreeze.ipynb #f00f1d31
 import math
 from dataclasses import replace
 
@@ -16,15 +16,15 @@ from fastai.basics import Callback,CancelTrainException,Learner
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-# %% ../../nbs/api/32_train.unfreeze.ipynb #da2ba732
+# %% ../../nbs/api/32_train.unfreeze.ipynb #d5ce2687
 from .schedules import *
 from .groups import *
 from .stages import *
 
-# %% ../../nbs/api/32_train.unfreeze.ipynb #e156edd8
+# %% ../../nbs/api/32_train.unfreeze.ipynb #b1b48102
 _all_ = ['Stage','UnfreezeSchedule']
 
-# %% ../../nbs/api/32_train.unfreeze.ipynb #9400f01a
+# %% ../../nbs/api/32_train.unfreeze.ipynb #14779620
 def _stage(open, epochs, lr, factor, schedule, opts): # options that are not a stage's own are the schedule's
     own = {k:v for k,v in opts.items() if k in ('moms','wd','name')}
     return Stage(open, epochs, lr, factor, schedule, {k:v for k,v in opts.items() if k not in own}, **own)
@@ -39,7 +39,7 @@ def last_only(cls:UnfreezeSchedule, n_groups:int, epochs:float=4, lr=.01, schedu
     "Only the top group trains: the model below is a fixed extractor of features"
     return cls(n_groups, [_stage(1, epochs, lr, None, schedule, opts)], name=name)
 
-# %% ../../nbs/api/32_train.unfreeze.ipynb #ff2cdebc
+# %% ../../nbs/api/32_train.unfreeze.ipynb #e515d914
 @patch(cls_method=True)
 def gradual(cls:UnfreezeSchedule, n_groups:int, # parameter groups
     epochs_per_stage:float=1, # epochs before the next group joins
@@ -70,7 +70,7 @@ def chain_thaw(cls:UnfreezeSchedule, n_groups:int, # parameter groups
     eps = [epochs_per_stage]*n_groups+[final_epochs]
     return cls(n_groups, [_stage(o, e, lrs, None, schedule, opts) for o,e in zip(sets, eps)], name=name)
 
-# %% ../../nbs/api/32_train.unfreeze.ipynb #b5aa5d93
+# %% ../../nbs/api/32_train.unfreeze.ipynb #74487423
 @patch(cls_method=True)
 def two_step(cls:UnfreezeSchedule, n_groups:int=5, epochs:float=25, lr=.01, factor=2.6, name="authors' scripts"):
     "Head, head and top layer, then all at once, as the scripts published with the paper do (cut after 1/3, then 1/8; ratio 8)"
@@ -88,7 +88,7 @@ def fastai_imdb_lm(cls:UnfreezeSchedule, n_groups:int=4, epochs:float=10, lr:flo
     "The course's IMDb language model: embedding and softmax (`head`) for an epoch, then all at a tenth of the rate; one-cycle"
     return cls(n_groups, [_stage(o, e, r, None, 'one_cycle', dict(moms=(.8,.7,.8), wd=.1)) for o,e,r in ((head,1,lr),('all',epochs,lr/10))], name=name)
 
-# %% ../../nbs/api/32_train.unfreeze.ipynb #54193a28
+# %% ../../nbs/api/32_train.unfreeze.ipynb #9d109961
 _best = dict(how='freez', lr=.01, factor=2.6, schedule='stlr')
 ABLATIONS = {4: {'no pretraining': dict(_best, note='start from random weights'), 'with pretraining': _best},
     5: {'vanilla LM': dict(_best, note='language model without dropout'), 'AWD-LSTM': _best},
@@ -119,7 +119,7 @@ def _ablate(how, n, epochs, note, kw):
     else: res = U.chain_thaw(n, 1, left(n), name=kw['name'])
     return replace(res, note=note)
 
-# %% ../../nbs/api/32_train.unfreeze.ipynb #dc959157
+# %% ../../nbs/api/32_train.unfreeze.ipynb #c735cf82
 @patch
 def plot(self:UnfreezeSchedule, steps_per_epoch:int=100, # updates drawn per epoch
     names=None, # of the groups, bottom first
@@ -146,7 +146,7 @@ def plot(self:UnfreezeSchedule, steps_per_epoch:int=100, # updates drawn per epo
     ax.legend(handles=[Patch(label='frozen', **frozen)], loc='lower left', bbox_to_anchor=(0,-.02), frameon=True, fontsize=8)
     return ax
 
-# %% ../../nbs/api/32_train.unfreeze.ipynb #0ac85cb8
+# %% ../../nbs/api/32_train.unfreeze.ipynb #fc48bc40
 class StageDriver(Callback):
     "Opens groups and sets rates and momentum as an `UnfreezeSchedule` says; `Learner.fit_unfreeze` adds it"
     order,run_valid = 60,False
@@ -154,7 +154,7 @@ class StageDriver(Callback):
 
     def before_fit(self):
         self.spe,self.seen,s = len(self.dls.train),[],self.sched
-        self.lrs,self.moms,self.steps = s.rates(self.spe),s.moms(self.spe),[o.n_steps(self.spe) for o in s.stages]
+        self.lrs,self.beta,self.steps = s.rates(self.spe),s.moms(self.spe),[o.n_steps(self.spe) for o in s.stages]
         self.base,self.now = [dict(h) for h in self.opt.hypers],None
 
     def before_train(self):
@@ -178,7 +178,7 @@ class StageDriver(Callback):
         if t>=self.steps[self.now]: raise CancelTrainException() # the stage ends within this epoch
         t += sum(self.steps[:self.now])
         self.opt.set_hyper('lr', self.lrs[t].tolist())
-        if not np.isnan(self.moms[t]): self.opt.set_hyper('mom', float(self.moms[t]))
+        if not np.isnan(self.beta[t]): self.opt.set_hyper('mom', float(self.beta[t]))
 
     def after_batch(self): self.seen.append([h['lr'] for h in self.opt.hypers])
     def resume_state(self): return dict(now=self.now, n=len(self.seen))
@@ -187,7 +187,7 @@ class StageDriver(Callback):
         self.learn.group_rates = np.array(self.seen)
         if hasattr(self.learn, 'recorder'): self.recorder.hps = {'lr':[o[-1] for o in self.seen]}
 
-# %% ../../nbs/api/32_train.unfreeze.ipynb #acf28334
+# %% ../../nbs/api/32_train.unfreeze.ipynb #90e096dd
 @patch
 def fit_unfreeze(self:Learner, sched:UnfreezeSchedule, # what trains when
     keep_state:bool=False, # keep the optimiser's averages from stage to stage

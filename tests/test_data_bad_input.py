@@ -1,0 +1,191 @@
+"Bad rows, columns, files and characters: each is handled and reported, or refused with a sentence that names it and the way out"
+import json,lzma
+import numpy as np,pandas as pd,pytest
+from hypothesis import given,settings,strategies as st
+from ulmfit_t5.data.blocks import clean_chars,random_valid,read_table
+from ulmfit_t5.data.datasets import load_dataset
+from ulmfit_t5.data.loaders import TextDataLoaders
+from ulmfit_t5.data.tokenizer import PAD_ID,train_subword
+
+@pytest.fixture(scope='module')
+def tok(): return train_subword(load_dataset('dbpedia', 'test').text[:200], vocab_sz=600, n_threads=1)
+
+def frame(**cols): return pd.DataFrame({k:pd.Series(v, dtype=object) for k,v in cols.items()})
+
+def refused(*parts, **kw):
+    with pytest.raises(ValueError) as e: read_table(**kw)
+    for o in parts: assert o in str(e.value), str(e.value)
+
+@pytest.mark.parametrize('v', [None,float('nan'),pd.NA,pd.NaT])
+def test_missing_text(v):
+    df = frame(text=['a',v,'b'], label=['x','y','x'])
+    refused('row 1', "column 'text'", 'is missing', "on_bad='drop'", source=df)
+    got,rep = read_table(df, on_bad='drop')
+    assert got.text.tolist()==['a','b'] and rep.dropped[0][0]=='row 1' and 'row 1' in str(rep)
+
+@pytest.mark.parametrize('v', [None,float('nan'),''])
+def test_missing_label(v): refused('row 1', "column 'label'", 'is missing', source=frame(text=['a','b'], label=['x',v]))
+
+@pytest.mark.parametrize('v', [['a'],b'bytes',{'a':1}])
+def test_wrong_kind_of_text(v): refused('row 0', "column 'text'", type(v).__name__, 'not text', source=frame(text=[v], label=['x']))
+
+def test_several_bad_rows_are_counted(): refused('row 0', 'and 2 more rows are bad', source=frame(text=[None]*3, label=['x']*3))
+
+def test_index_of_a_filtered_frame_names_the_row(): refused('row 7', source=frame(text=['a']*7+[None], label=['x']*8)[5:])
+
+def test_empty_and_blank_texts_are_kept_and_reported(tok):
+    df = frame(text=['',' \t\n','a','b']*5, label=['x','y']*10)
+    got,rep = read_table(df)
+    assert len(got)==20 and len(rep.empty)==10 and 'row 0' in str(rep)
+    dls = TextDataLoaders.from_df(df, tok=tok, bs=4, device='cpu', progress=False)
+    assert all(x[0,0]==tok.bos_id for x,_ in dls.train)
+
+def test_numbers_become_text(): assert read_table(frame(text=[1,2.5,np.int64(3)]), label_cols=None)[0].text.tolist()==['1','2.5','3']
+
+def test_a_million_characters_without_a_space(tok):
+    df = frame(text=['x'*1_000_000,*['the cat']*9], label=['a','b']*5)
+    dls = TextDataLoaders.from_df(df, tok=tok, bs=4, max_tokens=4000, valid_pct=.2, seed=1, device='cpu', progress=False)
+    assert dls.report.longest==(1_000_000,'row 0') and sum(len(x) for x,_ in dls.train)==8
+    short = TextDataLoaders.from_df(df, tok=tok, bs=4, max_len=50, device='cpu', progress=False)
+    assert max(x.shape[1] for x,_ in short.train)<=50
+
+def test_nul_and_lone_surrogates():
+    got,rep = read_table(frame(text=['a\0b','c\ud800','\ud83d\ude00','ok']), label_cols=None)
+    assert got.text.tolist()==['ab','c','😀','ok'] and rep.cleaned==3 and '3 texts held' in str(rep)
+
+def test_scripts_pass_unchanged():
+    texts = ['😀👩‍👩‍👧','مرحبا بالعالم','שלום','Żółw мир 世界 مرحبا','a\u202eb']
+    assert read_table(texts, label_cols=None)[0].text.tolist()==texts
+
+def test_class_with_one_example_is_reported_and_stays_in_training():
+    df,rep = read_table(frame(text=list('abcdefgh'), label=['x']*7+['rare']))
+    assert rep.single==['rare'] and 'rare' in str(rep)
+    for s in range(10): assert 'rare' in set(df.label[~random_valid(df, .5, s)])
+
+def test_label_unseen_in_training():
+    parts = dict(train=frame(text=['a','b'], label=['x','y']), valid=frame(text=['c','d'], label=['x','new']))
+    refused('row 1 of valid', "column 'label' is 'new'", 'no training row has (x, y)', "on_bad='drop'", source=parts)
+    df,rep = read_table(parts, on_bad='drop')
+    assert len(df)==3 and rep.n_valid==1 and rep.dropped[0][0]=='row 1 of valid'
+
+def test_label_unseen_in_new_texts(tok):
+    dls = TextDataLoaders.from_list(list('abcdefgh'), ['x','y']*4, tok=tok, device='cpu', progress=False)
+    with pytest.raises(ValueError, match="row 1: column 'label' is 'z', a label that is not among those known"):
+        dls.test_dl(frame(text=['a','b'], label=['x','z']), with_labels=True)
+
+def test_empty_splits(tok):
+    refused('has no training rows', source=frame(text=[], label=[]))
+    refused('has no validation rows', source=dict(train=frame(text=['a'], label=['x']), valid=frame(text=[], label=[])))
+    refused('has no training rows', '1 were dropped', source=frame(text=[None], label=['x']), on_bad='drop')
+    with pytest.raises(ValueError, match='valid_pct=0.2 of 1 rows leaves 0'): TextDataLoaders.from_list(['a'], ['x'], tok=tok, progress=False)
+
+def test_missing_column_offers_the_nearest():
+    df = frame(Text=['a'], lable=['x'], other=[1])
+    refused("no column 'text'", "did you mean 'Text'", 'text_cols=', source=df)
+    refused("no column 'label'", "did you mean 'lable'", 'label_cols=', source=df, text_cols='Text')
+    refused("no column 'zzzz'", "name one of 'Text', 'lable', 'other'", source=df, text_cols='zzzz')
+    assert read_table(df, text_cols=0, label_cols=1)[0].label.tolist()==['x']
+
+def test_broken_csv_rows(tmp_path):
+    p = tmp_path/'a.csv'
+    p.write_text('text,label\ngood,x\n"two\nlines",y\nonly one\na,b,c\n\nfine,x\n"never closed,y\nz,x\n')
+    refused('line 5 of a.csv', 'it has 1 fields where the header has 2', 'and 2 more rows are bad', "on_bad='drop'", source=p)
+    df,rep = read_table(p, on_bad='drop')
+    assert df.text.tolist()==['good','two\nlines','fine'] and [o[0] for o in rep.dropped]==[f'line {n} of a.csv' for n in (5,6,9)]
+    assert df['at'].tolist()==['line 2 of a.csv','line 3 of a.csv','line 8 of a.csv']
+
+def test_words_that_pandas_takes_for_missing(tmp_path):
+    (tmp_path/'a.csv').write_text('text,label\nNA,null\nNone,1\n007,2020-01-01\n')
+    df,_ = read_table(tmp_path/'a.csv')
+    assert df[['text','label']].values.tolist()==[['NA','null'],['None','1'],['007','2020-01-01']]
+
+def test_csv_with_nul_bom_and_a_huge_field(tmp_path):
+    (tmp_path/'a.csv').write_bytes('\ufefftext,label\na\0b,x\n'.encode() + b'"' + b'y'*300_000 + b'",y\n')
+    df,rep = read_table(tmp_path/'a.csv')
+    assert df.text[0]=='ab' and len(df.text[1])==300_000 and rep.cleaned==1
+
+def test_wrong_encoding(tmp_path):
+    (tmp_path/'a.csv').write_bytes('text,label\ncaf\xe9 bar,x\n'.encode('latin-1'))
+    refused('a.csv is not utf8', '0xe9', "encoding='latin-1'", source=tmp_path/'a.csv')
+    assert read_table(tmp_path/'a.csv', encoding='latin-1')[0].text[0]=='café bar'
+
+def test_headless_csv(tmp_path):
+    (tmp_path/'a.csv').write_text('1,good\n2,bad\n')
+    refused("no column 'text'", source=tmp_path/'a.csv')
+    assert read_table(tmp_path/'a.csv', columns=['label','text'])[0].text.tolist()==['good','bad']
+
+def test_broken_json_lines(tmp_path):
+    with lzma.open(tmp_path/'a.jsonl.xz', 'wt') as f: f.write('{"text":"a","label":1}\n{"text":\n[1]\n\n{"text":"\\ud800b","label":2}\n{"label":2}\n')
+    refused('line 2 of a.jsonl.xz', 'not JSON', 'and 2 more', source=tmp_path/'a.jsonl.xz')
+    df,rep = read_table(tmp_path/'a.jsonl.xz', on_bad='drop')
+    assert df.text.tolist()==['a','b'] and df.label.tolist()==['1','2'] and [o[0].split()[1] for o in rep.dropped]==['2','3','6']
+
+def test_targets_of_the_wrong_kind():
+    refused('row 1', "column 'label' is a fraction", 'regression=True', source=frame(text=['a','b'], label=[1.,.5]))
+    refused('row 1', 'is not a number', "'high'", source=frame(text=['a','b'], label=[1.,'high']), regression=True)
+    refused('row 0', 'is not a finite number', source=frame(text=['a'], label=[float('inf')]), regression=True)
+    refused('row 0', "column 'p'", 'is neither 0 nor 1', source=frame(text=['a'], p=[2], q=[1]), label_cols=['p','q'])
+    assert read_table(frame(text=['a','b'], label=[1.,2.]))[0].label.tolist()==['1','2']
+
+def test_source_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match='is not there: give a .csv'): read_table(tmp_path/'no.csv')
+    (tmp_path/'a.xls').write_text('x')
+    refused('a.xls is of no kind', source=tmp_path/'a.xls')
+    (tmp_path/'e').mkdir()
+    refused('holds no .txt', source=tmp_path/'e')
+    with pytest.raises(TypeError, match='from a int'): read_table(3)
+    refused("valid='dev' is no split", source=frame(text=['a'], label=['x']), valid='dev')
+    refused("on_bad is 'skip'", source=frame(text=['a'], label=['x']), on_bad='skip')
+    refused("row 0 has 'maybe' in column 'v'", source=frame(text=['a'], label=['x'], v=['maybe']), valid='v')
+
+def test_folder_trees(tmp_path):
+    def put(*names):
+        for o in names:
+            (tmp_path/o).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path/o).write_text(o)
+    put('flat/pos/1.txt', 'flat/neg/2.txt')
+    assert sorted(read_table(tmp_path/'flat')[0].label)==['neg','pos']
+    put('a/train/pos/1.txt', 'a/train/neg/1.txt', 'a/train/unsup/3.txt', 'a/test/pos/4.txt', 'a/train/list.txt')
+    df,rep = read_table(tmp_path/'a')
+    assert len(df)==2 and 'is_valid' not in df and 'test (1 rows)' in str(rep) and 'unsup (1 rows)' in str(rep)
+    assert read_table(tmp_path/'a', valid='test')[0].is_valid.tolist()==[False,False,True]
+    assert len(read_table(tmp_path/'a', label_cols=None)[0])==3
+    put('one/1.txt')
+    refused("no column 'label'", source=tmp_path/'one')
+
+def test_duplicates_across_parts():
+    _,rep = read_table(dict(train=frame(text=['a','b'], label=['x','y']), valid=frame(text=['b','c'], label=['y','x'])))
+    assert rep.duplicates==['row 0 of valid'] and 'in both parts' in str(rep) and 'in both parts' in rep._repr_html_()
+
+def test_report_escapes_html(): assert '<b>' not in read_table(frame(text=['a'], label=['<b>']))[1]._repr_html_()
+
+wild = st.text(st.characters(codec=None, categories=None, exclude_categories=[]), max_size=30)
+@settings(max_examples=80, deadline=None)
+@given(texts=st.lists(st.one_of(wild, st.sampled_from(['',' ','\0','\ud800','😀','xxbos xxpad xxfld','<br />&amp;','مرحبا'])), min_size=6, max_size=20))
+def test_any_text_becomes_batches(tok, texts):
+    df,_ = read_table(texts, label_cols=None)
+    for t in df.text: assert t.encode('utf8').decode('utf8')==t and '\0' not in t
+    dls = TextDataLoaders.from_list(texts, ['x','y']*(len(texts)//2)+['x']*(len(texts)%2), tok=tok, bs=4, device='cpu', progress=False)
+    n = 0
+    for x,y in [*dls.train,*dls.valid]:
+        assert x.min()>=0 and x.max()<len(tok) and (x[:,0]==tok.bos_id).all()
+        n += len(x)
+    assert n==len(texts)
+    lm = TextDataLoaders.from_list(texts*2, is_lm=True, valid_pct=.5, tok=tok, bs=4, device='cpu', progress=False)
+    assert all(x.shape==y.shape for x,y in lm.train)
+
+@given(wild)
+def test_cleaning_is_idempotent_and_leaves_clean_text_alone(t):
+    c = clean_chars(t)
+    assert clean_chars(c)==c
+    if '\0' not in t and not any('\ud800'<=o<='\udfff' for o in t): assert c==t
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.text(st.characters(exclude_categories=['Cs','Cc']), min_size=1), st.sampled_from(['x','y'])), min_size=2, max_size=10))
+def test_csv_and_jsonl_give_back_what_was_written(tmp_path_factory, rows):
+    d = tmp_path_factory.mktemp('t')
+    df = pd.DataFrame(rows, columns=['text','label'])
+    df.to_csv(d/'a.csv', index=False)
+    df.to_csv(d/'a.tsv', index=False, sep='\t')
+    (d/'a.jsonl').write_text(''.join(json.dumps(dict(text=t, label=y))+'\n' for t,y in rows), encoding='utf8')
+    for f in ('a.csv','a.tsv','a.jsonl'): assert read_table(d/f)[0][['text','label']].values.tolist()==[list(o) for o in rows], f
