@@ -160,7 +160,7 @@ def test_duplicates_across_parts():
 def test_report_escapes_html(): assert '<b>' not in read_table(frame(text=['a'], label=['<b>']))[1]._repr_html_()
 
 wild = st.text(st.characters(codec=None, categories=None, exclude_categories=[]), max_size=30)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(texts=st.lists(st.one_of(wild, st.sampled_from(['',' ','\0','\ud800','😀','xxbos xxpad xxfld','<br />&amp;','مرحبا'])), min_size=6, max_size=20))
 def test_any_text_becomes_batches(tok, texts):
     df,_ = read_table(texts, label_cols=None)
@@ -180,7 +180,7 @@ def test_cleaning_is_idempotent_and_leaves_clean_text_alone(t):
     assert clean_chars(c)==c
     if '\0' not in t and not any('\ud800'<=o<='\udfff' for o in t): assert c==t
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.text(st.characters(exclude_categories=['Cs','Cc']), min_size=1), st.sampled_from(['x','y'])), min_size=2, max_size=10))
 def test_csv_and_jsonl_give_back_what_was_written(tmp_path_factory, rows):
     d = tmp_path_factory.mktemp('t')

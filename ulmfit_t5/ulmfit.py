@@ -95,8 +95,8 @@ class ULMFiT:
         lm_dls=None, # loaders of all texts for stage B; made from the texts of `dls` if not given
         pretrained='awd-lstm-fwd', # folder or bundled name of the language model; None: from scratch, no stage A and B
         out=None, # folder for what the stages save; a temporary one by default
-        lm_plan=None, # `UnfreezeSchedule` of stage B, False to leave it out
-        plan=None, # `UnfreezeSchedule` of stage C, or the name of a row of the ablations
+        lm_plan=None, # `UnfreezeSchedule` of stage B, the name of a row of table 6, or False to leave the stage out
+        plan=None, # `UnfreezeSchedule` of stage C, or the name of a row of table 7
         lm_drop: float=.3, # dropout multiplier of stage B
         drop: float=.5, # dropout multiplier of stage C
         seed: int=42, # of weights, dropout and order
@@ -106,7 +106,7 @@ class ULMFiT:
         store_attr('dls,lm_dls,pretrained,lm_plan,plan,lm_drop,drop,seed,verbose,kwargs')
         self._tmp = None if out else tempfile.TemporaryDirectory()
         self.out,self.lm_learn,self.learn,self.cuts = Path(out or self._tmp.name),None,None,[]
-        if lm_dls is None and pretrained is not None and lm_plan is not False: self.lm_dls = lm_loaders(dls)
+        if lm_dls is None and pretrained is not None and lm_plan not in (False,'no LM fine-tuning'): self.lm_dls = lm_loaders(dls)
     def say(self, *o):
         if self.verbose: print(*o, flush=True)
 
@@ -117,10 +117,11 @@ def finetune_lm(self:ULMFiT,
     cbs=None # more callbacks
 ):
     "Stage B: the pretrained language model learns how your texts are written"
-    if self.pretrained is None or self.lm_plan is False: return
+    if self.pretrained is None or self.lm_plan in (False,'no LM fine-tuning'): return
     seed_everything(self.seed)
     learn = self.lm_learn = language_model_learner(self.lm_dls, self.pretrained, drop_mult=self.lm_drop, verbose=self.verbose)
-    plan = fit_in(self.lm_plan or lm_schedule(len(learn.model.groups())), learn, seconds(budget))
+    n = len(learn.model.groups())
+    plan = fit_in(ablation(self.lm_plan, 6, n) if isinstance(self.lm_plan, str) else self.lm_plan or lm_schedule(n), learn, seconds(budget))
     self._run('language model', learn, plan, budget, cbs)
     learn.save(self.out/'lm')
     return learn
