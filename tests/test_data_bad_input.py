@@ -5,7 +5,7 @@ from hypothesis import given,settings,strategies as st
 from ulmfit_t5.data.blocks import clean_chars,random_valid,read_table
 from ulmfit_t5.data.datasets import load_dataset
 from ulmfit_t5.data.loaders import TextDataLoaders
-from ulmfit_t5.data.tokenizer import PAD_ID,train_subword
+from ulmfit_t5.data.tokenizer import train_subword
 
 @pytest.fixture(scope='module')
 def tok(): return train_subword(load_dataset('dbpedia', 'test').text[:200], vocab_sz=600, n_threads=1)

@@ -61,9 +61,9 @@ def demo(
     say = lambda *o: print(*o, flush=True)
     say(f'DBpedia-14: {len(few)} labelled texts of {few.label.nunique()} classes, {len(train)-len(few):,} without labels, {len(test):,} to test on\n')
     rows = [('TF-IDF + logistic regression', tfidf_error(few, test))]
-    seen = pd.concat([few.assign(is_valid=False), train.drop(few.index).sample(280, random_state=seed).assign(is_valid=True)]) # the 280 only show progress
-    dls = TextDataLoaders.from_df(seen, valid_col='is_valid', bs=16, seed=seed)
-    lm_dls = TextDataLoaders.from_df(train, is_lm=True, valid_pct=.02, bs=32, seed=seed)
+    seen = pd.concat([few.assign(is_valid=False), train.drop(few.index).sample(98, random_state=seed).assign(is_valid=True)]) # the 98 only show progress
+    dls = TextDataLoaders.from_df(seen, valid_col='is_valid', bs=16, val_bs=64, seed=seed, progress=False)
+    lm_dls = TextDataLoaders.from_df(train, is_lm=True, valid_pct=.01, bs=32, seed=seed, progress=False)
     say('The same network from scratch')
     rows.append(('the same network from scratch', ULMFiT(dls, pretrained=None, seed=seed).fit(.25*60*minutes, cbs=[LineProgress()]).evaluate(test)))
     say('\nULMFiT')

@@ -9,8 +9,10 @@ __all__ = ['step_seconds', 'fit_in', 'lm_schedule', 'classifier_schedule', 'lm_l
 
 # %% ../nbs/api/44_ulmfit.ipynb #11724791
 import math,tempfile,time
+from contextlib import nullcontext
 from pathlib import Path
 import numpy as np,pandas as pd,torch
+import fastai.callback.progress # registers the bars
 from fastcore.basics import patch,store_attr
 
 # %% ../nbs/api/44_ulmfit.ipynb #98595aaa
@@ -105,7 +107,7 @@ class ULMFiT:
     ):
         store_attr('dls,lm_dls,pretrained,lm_plan,plan,lm_drop,drop,seed,verbose,kwargs')
         self._tmp = None if out else tempfile.TemporaryDirectory()
-        self.out,self.lm_learn,self.learn,self.cuts = Path(out or self._tmp.name),None,None,[]
+        self.out,self.lm_learn,self.learn,self.plans,self.cuts = Path(out or self._tmp.name),None,None,{},[]
         if lm_dls is None and pretrained is not None and lm_plan not in (False,'no LM fine-tuning'): self.lm_dls = lm_loaders(dls)
     def say(self, *o):
         if self.verbose: print(*o, flush=True)
@@ -133,7 +135,9 @@ def _run(self:ULMFiT, name, learn, plan, budget, cbs):
     for c in plan.cuts:
         self.cuts.append(f'{name}: {c}')
         self.say('cut:', c)
-    learn.fit_unfreeze(plan, cbs=[*(cbs or []),*([TimeBudget(budget)] if budget else [])])
+    self.plans[name] = plan
+    quiet = nullcontext() if self.verbose else learn.no_logging()
+    with quiet, nullcontext() if self.verbose else learn.no_bar(): learn.fit_unfreeze(plan, cbs=[*(cbs or []),*([TimeBudget(budget)] if budget else [])])
 
 @patch
 def finetune_classifier(self:ULMFiT,

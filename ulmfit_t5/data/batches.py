@@ -11,13 +11,11 @@ __all__ = ['spans', 'MemoryCorpus', 'TextDataset', 'text_dataset', 'SeededDL', '
 # %% ../../nbs/api/12a_data.batches.ipynb #a58dd7a9
 import random
 import numpy as np,pandas as pd,torch
-from fastai.data.core import TfmdDL,explode_types,to_device
-from fastai.data.load import fa_collate
+from fastai.data.core import TfmdDL,explode_types,fa_collate,to_device
 from fastai.data.transforms import ToTensor
 from fastai.text.data import LMTensorText,TensorText
 from fastai.torch_core import TitledStr,display_df
-from fastcore.basics import patch
-from fastcore.foundation import L
+from fastcore.all import L,patch
 from fasttransform.transform import Pipeline
 
 # %% ../../nbs/api/12a_data.batches.ipynb #fbeb1fc6
@@ -62,7 +60,8 @@ class TextDataset:
         self.ids,docs = np.asarray(corpus.ids),slice(None) if docs is None else np.asarray(docs)
         self.lens,self.starts = corpus.lens[docs],np.asarray(corpus.offsets)[:-1][docs]
         if max_len: self.lens = np.minimum(self.lens, max_len)
-        if y is not None and len(y)!=len(self.lens): raise ValueError(f'{len(self.lens):,} documents have {len(y):,} targets; give one for each')
+        n = len(self.lens)
+        if y is not None and len(y)!=n: raise ValueError(f'{n:,} documents have {len(y):,} targets; give one for each')
         self.y,self.y_tfms,self.y_type,self.labels = y,Pipeline(y_tfms),y_type,labels
         if y is not None: self.c = len(labels) if labels is not None else y.shape[1] if y.ndim>1 else 1
         if len(self.y_tfms.fs): self.loss_func = getattr(self.y_tfms.fs[0], 'loss_func', None)
@@ -107,14 +106,12 @@ def text_dataset(ds, # `TextDataset`, `Corpus`, or fastai `Datasets`
     tls = getattr(ds, 'tls', ())
     if not 1<=len(tls)<=2 or not tls[0].tfms.fs or not hasattr(tls[0].tfms.fs[-1], 'documents'): return None
     *before,last = tls[0].tfms.fs
-    corpus,docs = last.documents([Pipeline(before)(o) for o in _items(tls[0])])
+    items = tls[0].items
+    items = [items.iloc[i] for i in range(len(items))] if hasattr(items, 'iloc') else list(items)
+    corpus,docs = last.documents([Pipeline(before)(o) for o in items])
     try: y = torch.stack([tls[1][i].as_subclass(torch.Tensor) for i in range(len(ds))]) if len(tls)>1 and len(ds) else None
     except (RuntimeError,AttributeError): return None
     return TextDataset(corpus, docs, y, y_type=torch.Tensor if y is None else type(tls[1][0]), backwards=last.backwards)
-
-def _items(tl):
-    df = tl.items
-    return [df.iloc[i] for i in range(len(df))] if hasattr(df, 'iloc') else list(df)
 
 # %% ../../nbs/api/12a_data.batches.ipynb #50b19399
 class SeededDL(TfmdDL):
@@ -195,7 +192,7 @@ def window_ends(per: int, # tokens of a stream
 
 # %% ../../nbs/api/12a_data.batches.ipynb #ecce896e
 class LMLoader(SeededDL):
-    "`bs` contiguous streams that carry state; x and y `(b t)`, y one token further. Raises ValueError for a corpus of fewer than two tokens"
+    "`bs` contiguous streams that carry state; x and y `(b t)`, y one token further; raises ValueError below two tokens"
     def __init__(self, dataset, # a `Corpus`, a `TextDataset`, or fastai `Datasets` of a `TextBlock`
         tok=None, # tokenizer, to show text of a corpus
         bs: int=64, # streams
@@ -207,10 +204,10 @@ class LMLoader(SeededDL):
         **kwargs
     ):
         self.ds = text_dataset(dataset, tok, backwards)
-        if self.ds is None: raise TypeError(f'LMLoader needs a Corpus, a TextDataset or a DataBlock of TextBlock(tok, is_lm=True), not {type(dataset).__name__}')
+        if self.ds is None: raise TypeError(f'LMLoader needs a Corpus or a DataBlock of TextBlock(tok, is_lm=True), not {type(dataset)}')
         self.tok,self.seq_len,self.random_bptt,self.lr_mult,self.note,self._order = tok,seq_len,random_bptt,1.,'',None
         self.n_tokens = int(self.ds.lens.sum())
-        if self.n_tokens<2: raise ValueError(f'a language model needs two tokens or more, and {len(self.ds):,} documents have {self.n_tokens}: give more text')
+        if self.n_tokens<2: raise ValueError(f'{len(self.ds):,} documents have {self.n_tokens} tokens; streams need two tokens or more')
         use = min(bs, max(1, (self.n_tokens-1)//5))
         if use<bs: self.note = f'{self.n_tokens:,} tokens are too few for {bs} streams: {use} are used'
         self.per = (self.n_tokens-1)//use
@@ -328,4 +325,4 @@ def make_batch(self:BucketLoader, idxs):
     return tuple(_pad(f) if isinstance(f[0], TensorText) else _plain(fa_collate(list(f))) for f in zip(*samples))
 
 def _plain(x): return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x
-def _pad(xs): return torch.nn.utils.rnn.pad_sequence([_plain(x) for x in xs], batch_first=True, padding_value=PAD_ID)
+def _pad(xs): return torch.nn.utils.rnn.pad_sequence([_plain(x) for x in xs], True, PAD_ID)

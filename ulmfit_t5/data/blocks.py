@@ -35,7 +35,7 @@ def _columns(t, cols, arg):
         if c in t.df.columns: continue
         has = list(map(str, t.df.columns))
         near = get_close_matches(str(c), has, 3, .4)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"name one of {', '.join(map(repr, has[:20])) or 'its columns (it has none)'}"
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"name one of {', '.join(map(repr, has[:20])) or 'none'}."
         raise ValueError(f"{t.name or 'the table'} has no column {c!r}: {hint} Give it as {arg}=...")
     return names
 
@@ -76,6 +76,10 @@ def _number(v):
     return (f,None) if np.isfinite(f) else (None,'is not a finite number')
 
 # %% ../../nbs/api/14_data.blocks.ipynb #3f6547a8
+def _flag(v):
+    if str(v) in ('0','0.0','False','1','1.0','True'): return int(str(v) in ('1','1.0','True')),None
+    return None,'is neither 0 nor 1, as a column for each of several labels must be'
+
 def _labels(v, delim):
     if _missing(v): return None,'is missing'
     vs = v if isinstance(v, (list,tuple,set,np.ndarray)) else [o.strip() for o in str(v).split(delim or ';') if o.strip()]
@@ -84,8 +88,7 @@ def _labels(v, delim):
 def _label_reader(t, cols, delim, regression):
     "Kind of target, and the function that reads it from the values of a row"
     if regression: return 'regression',lambda r: [_number(v) for v in r]
-    if len(cols)>1: return 'multi',lambda r: [(1 if str(v) in ('1','1.0','True') else 0,None if str(v) in ('0','1','0.0','1.0','True','False')
-        else 'is neither 0 nor 1, as a column for each of several labels must be') for v in r]
+    if len(cols)>1: return 'multi',lambda r: [_flag(v) for v in r]
     lists = any(isinstance(v, (list,tuple,set,np.ndarray)) for v in t.df[cols[0]].head(100))
     if delim or lists: return 'multi',lambda r: [_labels(r[0], delim)]
     return 'category',lambda r: [_category(r[0])]
@@ -143,17 +146,20 @@ class ReadReport:
     def single(self) -> list: return [k for k,n in self.counts.items() if n==1]
     def rows(self) -> list: # (what, text)
         "Its lines"
-        top = ', '.join(f'{k} {n:,}' for k,n in list(self.counts.items())[:8]) + (f' and {len(self.counts)-8} more' if len(self.counts)>8 else '')
+        c = self.counts
+        top = ', '.join(f'{k} {n:,}' for k,n in list(c.items())[:8]) + (f' and {len(c)-8} more' if len(c)>8 else '')
         some = lambda o: f"{len(o):,} ({', '.join(o[:3])}{', ..' if len(o)>3 else ''})"
-        out = [('rows', f'{self.n_train:,} to train, {self.n_valid:,} to validate'), ('labels', self.counts and f'{len(self.counts)}: {top}'),
-            ('longest text', f'{self.longest[0]:,} characters ({self.longest[1]})'), ('dropped', self.dropped and some([f'{a}: {w}' for a,w in self.dropped])),
-            ('empty texts', self.empty and some(self.empty)), ('repaired', self.cleaned and f'{self.cleaned:,} texts held NUL or lone surrogates'),
+        out = [('rows', f'{self.n_train:,} to train, {self.n_valid:,} to validate'), ('labels', c and f'{len(c)}: {top}'),
+            ('longest text', f'{self.longest[0]:,} characters ({self.longest[1]})'),
+            ('dropped', self.dropped and some([f'{a}: {w}' for a,w in self.dropped])), ('empty texts', self.empty and some(self.empty)),
+            ('repaired', self.cleaned and f'{self.cleaned:,} texts held NUL or lone surrogates'),
             ('in both parts', self.duplicates and some(self.duplicates)), ('one example', self.single and some(self.single))]
         return [(k,v) for k,v in out if v] + [('note', o) for o in self.notes]
     def __str__(self): return '\n'.join([self.name or 'table', *(f'  {k:14}{v}' for k,v in self.rows())])
     __repr__ = __str__
     def _repr_html_(self):
-        rows = ''.join(f'<tr><th style="text-align:left">{k}</th><td style="text-align:left">{html.escape(v)}</td></tr>' for k,v in self.rows())
+        left = 'style="text-align:left"'
+        rows = ''.join(f'<tr><th {left}>{k}</th><td {left}>{html.escape(v)}</td></tr>' for k,v in self.rows())
         return f'<table><caption>{html.escape(self.name)}</caption>{rows}</table>'
 
 # %% ../../nbs/api/14_data.blocks.ipynb #18867e6c
@@ -165,19 +171,23 @@ def _parts(source, valid, lm, rep, **kw):
     name = valid if ask and valid in ts else next((o for o in VALID_NAMES if o in ts), None) if valid is None else None
     train = {k:t for k,t in ts.items() if k!=name and k!='test' and k not in VALID_NAMES and (lm or k not in UNSUP_NAMES)}
     rest = [k for k in ts if k not in train and k!=name]
-    if rest: rep.notes.append(f"left out: {', '.join(f'{k} ({len(ts[k].df):,} rows)' for k in rest)}; valid={rest[0]!r} would validate with it")
+    what = ', '.join(f'{k} ({len(ts[k].df):,} rows)' for k in rest)
+    if rest: rep.notes.append(f'left out: {what}; valid={rest[0]!r} would validate with it')
     if not train: raise ValueError(f"there is no split to train with among {', '.join(map(repr, ts))}: call it 'train'")
-    if valid is None or name is not None or (ask and any(valid in t.df for t in train.values())): return train,{name:ts[name]} if name else {}
+    if name is not None: return train,{name:ts[name]}
+    if valid is None or (ask and any(valid in t.df for t in train.values())): return train,{}
     if ask and not Path(valid).exists():
         cols = next(iter(train.values())).df.columns
-        raise ValueError(f"valid={valid!r} is no split ({', '.join(map(repr, ts))}), no column ({', '.join(map(str, cols))}) and no file: name one of these")
+        has = f"split ({', '.join(map(repr, ts))}), no column ({', '.join(map(str, cols))}) and no file"
+        raise ValueError(f'valid={valid!r} is no {has}: name one of these')
     return train,{'valid':t for t in read_tables(valid, 'valid', **kw).values()}
 
 def _by_column(t, col):
     "`t` cut in two by the values of `col`"
     words = {**{o:True for o in (*VALID_NAMES,'test','true','1','1.0')}, **{o:False for o in ('train','training','false','0','0.0')}}
     v = t.df[col].map(lambda o: words.get(str(o).lower()))
-    if v.isna().any(): raise ValueError(f"{t.at(v.index[v.isna()][0])} has {t.df[col][v.isna()].iloc[0]!r} in column {col!r}: say true or false, or train or valid")
+    odd = t.df[col][v.isna()]
+    if len(odd): raise ValueError(f'{t.at(odd.index[0])} has {odd.iloc[0]!r} in column {col!r}: say true or false, or train or valid')
     v = v.astype(bool)
     return [Table(t.df[m], t.name, t.unit, b) for m,b in ((~v,t.bad),(v,[]))]
 
@@ -216,14 +226,16 @@ def _known_labels(df, labels, col, on_bad, rep):
     known = set(rep.counts if labels is None else labels)
     odd = [next((o for o in _each(y) if o not in known), None) if v or labels is not None else None for y,v in zip(df.label, df.is_valid)]
     whose = 'no training row has' if labels is None else 'is not among those known'
-    bad = [(at,f'column {col!r} is {o!r}, a label that {whose} ({", ".join(sorted(map(str, known))[:8])})') for at,o in zip(df['at'], odd) if o is not None]
+    some = ', '.join(sorted(map(str, known))[:8])
+    bad = [(at,f'column {col!r} is {o!r}, a label that {whose} ({some})') for at,o in zip(df['at'], odd) if o is not None]
     _refuse(None, bad, on_bad, rep)
     return df[np.array([o is None for o in odd], dtype=bool)].reset_index(drop=True)
 
 def _describe(df, rep):
     v = df.is_valid.to_numpy() if 'is_valid' in df else np.zeros(len(df), bool)
     for part,n in (('training',(~v).sum()), *([('validation',v.sum())] if 'is_valid' in df else [])):
-        if n==0: raise ValueError(f'{rep.name} has no {part} rows' + (f', {len(rep.dropped):,} were dropped' if rep.dropped else '') + ': give a source that has some')
+        gone = f', {len(rep.dropped):,} were dropped' if rep.dropped else ''
+        if n==0: raise ValueError(f'{rep.name} has no {part} rows{gone}: give a source that has some')
     n = df.text.str.len()
     rep.n_train,rep.n_valid,rep.longest = int((~v).sum()),int(v.sum()),(int(n.max()),df['at'][n.idxmax()])
     rep.empty = list(df['at'][~df.text.str.strip().astype(bool)])
@@ -237,7 +249,8 @@ def random_valid(df: pd.DataFrame, # from `read_table`
 ) -> np.ndarray: # (n) bool
     "A random part to validate with; raises ValueError if one part would be empty"
     n = round(len(df)*pct)
-    if not 0<n<len(df): raise ValueError(f'valid_pct={pct} of {len(df):,} rows leaves {n} to validate and {len(df)-n} to train: give more rows, another share, or valid=')
+    if not 0<n<len(df):
+        raise ValueError(f'valid_pct={pct} of {len(df):,} rows leaves {n} to validate, {len(df)-n} to train: give more rows, or valid=')
     order = np.random.default_rng(seed).permutation(len(df))
     v = np.zeros(len(df), bool)
     v[order[:n]] = True

@@ -37,7 +37,9 @@ def targets(df: pd.DataFrame, # from `read_table`, with `label`
     if kind=='regression': return dict(y=torch.tensor(df.label.tolist(), dtype=torch.float), y_tfms=[RegressionSetup()])
     if labels is None: labels = sorted({o for y in df.label[~df.is_valid] for o in (y if kind=='multi' else [y])})
     ids = {o:i for i,o in enumerate(labels)}
-    if kind=='category': return dict(y=torch.tensor([ids[o] for o in df.label]), y_tfms=[Categorize(labels, sort=False)], y_type=TensorCategory, labels=labels)
+    if kind=='category':
+        y = torch.tensor([ids[o] for o in df.label])
+        return dict(y=y, y_tfms=[Categorize(labels, sort=False)], y_type=TensorCategory, labels=labels)
     y = torch.zeros(len(df), len(labels))
     for i,o in enumerate(df.label): y[i,[ids[k] for k in o]] = 1
     return dict(y=y, y_tfms=[MultiCategorize(labels),OneHotEncode(len(labels))], y_type=TensorMultiCategory, labels=labels)
@@ -96,7 +98,7 @@ def from_source(cls:TextDataLoaders,
     v,tok = df.is_valid.to_numpy(),tok or bundled_tokenizer()
     report.n_train,report.n_valid = int((~v).sum()),int(v.sum())
     corpus = tokenize_corpus(df.text.tolist(), tok, cache=cache, progress=progress)
-    if len(corpus)!=len(df): raise ValueError(f'{corpus.path} holds {len(corpus):,} of {len(df):,} texts; delete that folder and call again')
+    if len(corpus)!=len(df): raise ValueError(f'{corpus.path} holds {len(corpus):,} of {len(df):,} texts; delete it and call again')
     kw = targets(df, report.kind, read.get('labels')) if report.kind else {}
     y,docs = kw.pop('y', None),[np.flatnonzero(~v),np.flatnonzero(v)]
     sets = [TextDataset(corpus, d, None if y is None else y[d], tok=tok, backwards=backwards, max_len=max_len, **kw) for d in docs]
@@ -157,7 +159,7 @@ def from_list(cls:TextDataLoaders, texts, # strings
 ):
     "From texts, and labels in a second list"
     if labels is None and not kwargs.get('is_lm'): raise ValueError('a classifier needs labels=, one for each text; is_lm=True needs none')
-    if labels is not None and len(labels)!=len(texts): raise ValueError(f'{len(texts):,} texts have {len(labels):,} labels; give one for each')
+    if labels is not None and len(labels)!=len(texts): raise ValueError(f'{len(texts):,} texts have {len(labels):,} labels: give one each')
     cols = dict(text=pd.Series(list(texts), dtype=object))
     return cls.from_source(pd.DataFrame(cols if labels is None else dict(**cols, label=pd.Series(list(labels), dtype=object))), **kwargs)
 
@@ -185,7 +187,8 @@ def _stream_corpora(cls, spec, tok=None, cache=None, is_lm=True, valid=None, **k
     if not is_lm: raise ValueError(f'{spec.name!r} has no labels: give is_lm=True')
     tok,splits = tok or bundled_tokenizer(),spec.all_splits
     valid = valid or next((o for o in ('valid','validation','dev','test') if o in splits), None)
-    made = {s:tokenize_corpus(lm_texts(spec.name, s), tok, cache=cache, key=f'{spec.name}/{s}/{spec.splits.get(s)}') for s in ('train',valid) if s}
+    key = lambda s: f'{spec.name}/{s}/{spec.splits.get(s)}'
+    made = {s:tokenize_corpus(lm_texts(spec.name, s), tok, cache=cache, key=key(s)) for s in ('train',valid) if s}
     return cls.from_sets(made['train'], made.get(valid), tok=tok, is_lm=True, **kwargs)
 
 # %% ../../nbs/api/15_data.loaders.ipynb #a6084308

@@ -1,4 +1,4 @@
-"""Rows of text from a DataFrame, a CSV, TSV or JSONL file, a folder tree, a list of strings or a Hugging Face `Dataset`, each with the place where it was found.
+"""Rows of text from a frame, a CSV, TSV or JSONL file, a folder, a list or a Hugging Face `Dataset`, with the place of each.
 
 Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/data.tables.html.md"""
 
@@ -37,7 +37,8 @@ def _lines(path, encoding):
     try:
         with _open.get(path.suffix, open)(path, 'rt', encoding=enc, newline='') as f: yield from (l.replace('\0', '\ud800') for l in f)
     except UnicodeDecodeError as e:
-        raise ValueError(f"{path.name} is not {encoding} text (byte {e.object[e.start]:#x}: {e.reason}); give its encoding, such as encoding='latin-1'") from None
+        why = f'byte {e.object[e.start]:#x}: {e.reason}'
+        raise ValueError(f"{path.name} is not {encoding} text ({why}); give its encoding, such as encoding='latin-1'") from None
 
 def _csv_rows(lines, sep, quoting, head=None):
     rd,rows,bad = csv.reader(lines, delimiter=sep, quoting=quoting, strict=True),{},[]
@@ -60,7 +61,8 @@ def _any_length():
 
 def _read_csv(path, sep, encoding, columns):
     with _any_length():
-        tries = [_csv_rows(_lines(path, encoding), sep, q, columns) for q in ((csv.QUOTE_MINIMAL,csv.QUOTE_NONE) if sep=='\t' else (csv.QUOTE_MINIMAL,))]
+        quoting = [csv.QUOTE_MINIMAL] + ([csv.QUOTE_NONE] if sep=='\t' else [])
+        tries = [_csv_rows(_lines(path, encoding), sep, q, columns) for q in quoting]
     head,rows,bad = min(tries, key=lambda o: len(o[2]))
     return Table(pd.DataFrame(list(rows.values()), index=list(rows), columns=head, dtype=object), path.name, 'line', bad)
 
@@ -96,7 +98,7 @@ def _kind(p): return next((s for s in reversed(p.suffixes) if s in ('.csv','.tsv
 # %% ../../nbs/api/13b_data.tables.ipynb #18514146
 def _read_file(path, encoding='utf8', columns=None):
     kind = _kind(path)
-    if not path.exists(): raise FileNotFoundError(f'{path} is not there: give a .csv, .tsv, .jsonl or .txt file (plain, .gz, .xz or .bz2), or a folder of texts')
+    if not path.exists(): raise FileNotFoundError(f'{path} is not there: give a .csv, .tsv, .jsonl or .txt file, or a folder of texts')
     if kind in ('.csv','.tsv'): return _read_csv(path, ',' if kind=='.csv' else '\t', encoding, columns)
     if kind=='.jsonl': return _read_jsonl(path, encoding)
     if kind=='.txt': return Table(pd.DataFrame(dict(text=list(read_documents(path)))), path.name, 'document')
@@ -126,5 +128,5 @@ def read_tables(source, # DataFrame, file, folder, list, Hugging Face Dataset, o
         dicts = len(source) and all(isinstance(o, dict) for o in source)
         source = pd.DataFrame(list(source)) if dicts else pd.DataFrame(dict(text=pd.Series(list(source), dtype=object)))
     if isinstance(source, pd.DataFrame): return {'':Table(source, name)}
-    raise TypeError(f'texts can not be read from a {type(source).__name__}: give a DataFrame, a CSV, TSV or JSONL file, a folder, a list of strings, or a '
-        'Hugging Face Dataset')
+    raise TypeError(f'texts can not be read from a {type(source).__name__}: give a DataFrame, a CSV, TSV or JSONL file, a folder, a list '
+        'of strings, or a Hugging Face Dataset')

@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.callbacks.html.md"""
 __all__ = ['ResetState', 'ActivationReg', 'grad_norm', 'GradClip', 'NonFiniteError', 'NaNGuard', 'MixedBF16', 'TimeBudget',
            'EarlyStop', 'History', 'LineProgress', 'Monitor', 'Perplexity', 'SaveBest']
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #a53cf37a
+# %% ../../nbs/api/33_train.callbacks.ipynb #e5b8efd0
 import time
 from contextlib import ExitStack
 from copy import deepcopy
@@ -20,15 +20,15 @@ from fastcore.basics import noop,patch
 from fastai.callback.core import Callback,CancelFitException,CancelTrainException
 from fastai.learner import Learner
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #573fa8ee
+# %% ../../nbs/api/33_train.callbacks.ipynb #954c5e33
 from ..core import bf16_fast,seconds
 from .record import *
 from .resume import learner_state,load_learner_state
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #b3a91c60
+# %% ../../nbs/api/33_train.callbacks.ipynb #725d24f5
 _all_ = ['EarlyStop','History','LineProgress','Monitor','Perplexity','SaveBest']
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #f32012c1
+# %% ../../nbs/api/33_train.callbacks.ipynb #f04071b0
 class ResetState(Callback):
     "Calls `model.reset()` before training and validating in each epoch and at the end"
     def _reset(self): getattr(self.model, 'reset', noop)()
@@ -36,7 +36,7 @@ class ResetState(Callback):
     def before_validate(self): self._reset()
     def after_fit(self): self._reset()
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #4b139580
+# %% ../../nbs/api/33_train.callbacks.ipynb #2391e835
 class ActivationReg(Callback):
     "Adds AR and TAR to the training loss that is differentiated; raises AttributeError if the model shows no states"
     run_valid = False
@@ -53,7 +53,7 @@ class ActivationReg(Callback):
         if raw.shape[1]>1: reg = reg + self.beta*(raw[:,1:]-raw[:,:-1]).float().pow(2).mean()
         self.learn.loss_grad = self.learn.loss_grad + reg
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #307ba8d9
+# %% ../../nbs/api/33_train.callbacks.ipynb #9537a4ce
 def grad_norm(model: nn.Module) -> torch.Tensor: # scalar
     "Euclidean norm of all gradients together"
     return get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -69,7 +69,7 @@ class GradClip(Callback):
         ps = [p for p in self.model.parameters() if p.grad is not None]
         if norm.is_cuda or norm>self.max_norm: clip_grads_with_norm_(ps, self.max_norm, norm)
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #bde25555
+# %% ../../nbs/api/33_train.callbacks.ipynb #dc2f920d
 class NonFiniteError(FloatingPointError):
     "A loss or gradient was not finite; the text says where and why"
     def __init__(self, text):
@@ -89,7 +89,7 @@ def _cause(learn, weights_ok):
     if weights_ok and not learn.train_iter: return "the very first loss is so: bad targets for this loss, or weights that are far too large"
     return f"the rate is too high, try {learn.opt.hypers[-1]['lr']/10:.2g}, a longer warm-up or `GradClip`"
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #347ff933
+# %% ../../nbs/api/33_train.callbacks.ipynb #1a1e3742
 class NaNGuard(Callback):
     "Raises NonFiniteError instead of taking a step that is not finite, with the weights as they were before it"
     order,run_valid,name = 12,False,'nan_guard'
@@ -120,7 +120,7 @@ class NaNGuard(Callback):
         raise NonFiniteError(f"training stopped in {where}: loss {l.loss_grad.item():.4g}, gradient norm {l.grad_norm.item():.4g}, "
             f"rate {l.opt.hypers[-1]['lr']:.4g}. Likely cause: {why}. {state}.")
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #06a36fcb
+# %% ../../nbs/api/33_train.callbacks.ipynb #ecebc395
 class MixedBF16(Callback):
     "Forward pass and loss in bfloat16 where that is faster, in training and validation"
     order = 10
@@ -146,7 +146,7 @@ def to_bf16_(self:Learner, **kwargs):
     "Train and validate this learner in bfloat16 where that is faster"
     return self.add_cb(MixedBF16(**kwargs))
 
-# %% ../../nbs/api/33_train.callbacks.ipynb #150a4a4c
+# %% ../../nbs/api/33_train.callbacks.ipynb #0149adc9
 class TimeBudget(Callback):
     "Ends each fit in time, with a validation, and schedules that reach their end; raises ValueError for a budget that is not understood"
     order,run_valid,clock = 55,False,staticmethod(time.monotonic)
@@ -192,6 +192,6 @@ class TimeBudget(Callback):
     def after_fit(self):
         cut,s = self.over and self.done<self.n_epoch,self.elapsed
         self.fits.append(dict(seconds=s, epochs=self.done, of=self.n_epoch, steps=self.train_iter, cut=cut))
-        if cut: self.say(f"stopped after {s:.3g} of {self.budget:.3g} s: {self.done:.3g} of {self.n_epoch} epochs were trained, the rest was cut")
+        if cut: self.say(f"stopped after {s:.3g} of {self.budget:.3g} s: {self.done:.3g} of {self.n_epoch} epochs were done, the rest cut")
     def resume_state(self): return dict(spent=self.elapsed, fits=self.fits)
     def load_resume_state(self, d): self.start,self.spent,self.fits = self.clock(),d['spent'],d['fits']

@@ -1,4 +1,4 @@
-"""What a training leaves behind and shows: a history of plain values, perplexity by token, the best weights, an early end, plain-text progress.
+"""What a training leaves behind and shows: a plain history, perplexity by token, the best weights, an early end, progress as text.
 
 Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.record.html.md"""
 
@@ -7,18 +7,18 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.record.html.md"""
 # %% auto #0
 __all__ = ['History', 'Perplexity', 'Monitor', 'SaveBest', 'EarlyStop', 'LineProgress']
 
-# %% ../../nbs/api/33a_train.record.ipynb #2704548e
+# %% ../../nbs/api/33a_train.record.ipynb #226dbf39
 import csv,math,sys,time
 import torch
 from fastcore.basics import noop,patch
 from fastai.callback.core import Callback,CancelFitException
 from fastai.learner import Metric
 
-# %% ../../nbs/api/33a_train.record.ipynb #19c5f2c6
+# %% ../../nbs/api/33a_train.record.ipynb #198eeaf1
 from ..core import human
 from .resume import learner_state,load_learner_state,load_state,save_state
 
-# %% ../../nbs/api/33a_train.record.ipynb #5cde0d4d
+# %% ../../nbs/api/33a_train.record.ipynb #937ecd98
 class History(Callback):
     "Records steps and epochs of all fits as plain values"
     order = 52
@@ -52,7 +52,7 @@ class History(Callback):
     resume_state = to_dict
     def load_resume_state(self, d): self.steps,self.epochs,self.fit_no = d['steps'],d['epochs'],d['fit_no']
 
-# %% ../../nbs/api/33a_train.record.ipynb #01e06f08
+# %% ../../nbs/api/33a_train.record.ipynb #cbec584a
 @patch(as_prop=True)
 def tokens_per_s(self:History) -> float:
     "Tokens a second over all training steps"
@@ -85,7 +85,7 @@ def plot(self:History, axs=None):
         ax.legend()
     return axs
 
-# %% ../../nbs/api/33a_train.record.ipynb #9aff1847
+# %% ../../nbs/api/33a_train.record.ipynb #a15ea485
 class Perplexity(Metric):
     "exp of the loss averaged over tokens"
     def __init__(self,
@@ -101,7 +101,7 @@ class Perplexity(Metric):
     @property
     def name(self): return 'perplexity'
 
-# %% ../../nbs/api/33a_train.record.ipynb #cbdc82c8
+# %% ../../nbs/api/33a_train.record.ipynb #a4e47345
 class Monitor(Callback):
     "Watches a column of the table; raises KeyError if it is not there"
     order = 90
@@ -125,7 +125,7 @@ class Monitor(Callback):
     def resume_state(self): return dict(best=self.best, best_epoch=self.best_epoch)
     def load_resume_state(self, d): self.best,self.best_epoch = d['best'],d['best_epoch']
 
-# %% ../../nbs/api/33a_train.record.ipynb #54f313f7
+# %% ../../nbs/api/33a_train.record.ipynb #1dfd5c8c
 class SaveBest(Monitor):
     "Keeps the best weights in a folder and ends the fit with them"
     order = 91
@@ -156,7 +156,7 @@ class EarlyStop(Monitor):
     def before_epoch(self):
         if self.best_epoch is not None and self.epoch-1-self.best_epoch>=self.patience: raise CancelFitException
 
-# %% ../../nbs/api/33a_train.record.ipynb #88b5f105
+# %% ../../nbs/api/33a_train.record.ipynb #0817c5af
 class LineProgress(Callback):
     "Plain text in place of the progress bar: for terminals, logs and remote jobs"
     order = 59

@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.resume.html.md"""
 __all__ = ['pack', 'unpack', 'save_state', 'load_state', 'rng_state', 'set_rng_state', 'learner_state', 'load_learner_state',
            'spec', 'Checkpoints', 'training_state', 'load_training_state', 'Resumable', 'RunState']
 
-# %% ../../nbs/api/34_train.resume.ipynb #b0a306ab
+# %% ../../nbs/api/34_train.resume.ipynb #234454ab
 import json,os,random,shutil,signal,sys,threading,time
 from itertools import chain,islice
 from pathlib import Path
@@ -21,10 +21,10 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import rank_distrib,to_device
 
-# %% ../../nbs/api/34_train.resume.ipynb #f76d0616
+# %% ../../nbs/api/34_train.resume.ipynb #ca48fa3d
 from ..core import atomic_path,human,seconds,sha256_file,stable_hash
 
-# %% ../../nbs/api/34_train.resume.ipynb #4d5bfdd3
+# %% ../../nbs/api/34_train.resume.ipynb #55362707
 def pack(obj, # nest of lists, tuples, dicts, tensors, numbers and text
     tensors: dict # filled with the tensors found
 ):
@@ -52,7 +52,7 @@ def unpack(obj, # what `pack` returned
     if 'tuple' in obj: return tuple(unpack(o, tensors) for o in obj['tuple'])
     return {unpack(k, tensors):unpack(v, tensors) for k,v in obj['d']}
 
-# %% ../../nbs/api/34_train.resume.ipynb #0c9f7b4f
+# %% ../../nbs/api/34_train.resume.ipynb #a72f69f4
 def save_state(folder, # replaced as a whole, or not at all
     obj # any nest that `pack` takes
 ):
@@ -76,7 +76,7 @@ def load_state(folder): # what `save_state` wrote
     if not whole: raise ValueError(f"{folder} is not a whole saved state (its hash is wrong): it was cut short or changed")
     return unpack(info['state'], load_file(Path(folder)/'state.safetensors'))
 
-# %% ../../nbs/api/34_train.resume.ipynb #b0368578
+# %% ../../nbs/api/34_train.resume.ipynb #382d4728
 def rng_state() -> dict: # for `set_rng_state`
     "State of Python's, NumPy's and PyTorch's global generators"
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -89,7 +89,7 @@ def set_rng_state(s: dict): # what `rng_state` returned
     torch.set_rng_state(s['torch'])
     if s['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(s['cuda'])
 
-# %% ../../nbs/api/34_train.resume.ipynb #5d2379d1
+# %% ../../nbs/api/34_train.resume.ipynb #f21b258d
 def _params(learn): return [p for pg in learn.opt.param_lists for p in pg]
 
 def learner_state(learn) -> dict: # shares memory with the learner
@@ -109,7 +109,7 @@ def load_learner_state(learn, # its optimizer is made if it has none
     learn.opt.load_state_dict(sd)
     for p,g in zip(ps, s['grads']): p.grad = torch.zeros_like(p) if g else None
 
-# %% ../../nbs/api/34_train.resume.ipynb #761f8a50
+# %% ../../nbs/api/34_train.resume.ipynb #9e7db51e
 def _own(dl): return hasattr(type(dl), 'state_dict') and hasattr(type(dl), 'load_state_dict')
 def _loader_state(dl):
     if _own(dl): return dl.state_dict()
@@ -118,7 +118,7 @@ def _set_loader_state(dl, s):
     if _own(dl): dl.load_state_dict(s)
     elif s is not None: dl.rng.setstate(s)
 
-# %% ../../nbs/api/34_train.resume.ipynb #71f11755
+# %% ../../nbs/api/34_train.resume.ipynb #0a84fa4e
 def spec(learn, # after `before_fit`
     config: dict|None=None # more values that must not differ
 ) -> dict: # plain values
@@ -126,16 +126,17 @@ def spec(learn, # after `before_fit`
     sd,ps,dl = learn.model.state_dict(),_params(learn),learn.dls.train
     scheds = [cb.scheds for cb in learn.cbs if isinstance(cb, ParamScheduler)]
     shapes,kind = stable_hash([(k,list(t.shape)) for k,t in sd.items()]),type(getattr(learn.opt, 'opt', learn.opt)).__name__
+    n_batches = None if _own(dl) else len(dl)
     d = dict(model=f"{len(sd)} tensors, {human(sum(t.numel() for t in sd.values()))} numbers, hash {shapes}",
         optimizer=f"{kind} with groups of {[len(o) for o in learn.opt.param_lists]} parameters",
-        trainable=''.join(str(int(p.requires_grad)) for p in ps), epochs=learn.n_epoch, batches=None if _own(dl) else len(dl), batch_size=getattr(dl, 'bs', None),
-        rates=[h['lr'] for h in learn.opt.hypers], decay=[h.get('wd') for h in learn.opt.hypers],
+        trainable=''.join(str(int(p.requires_grad)) for p in ps), epochs=learn.n_epoch, batches=n_batches,
+        batch_size=getattr(dl, 'bs', None), rates=[h['lr'] for h in learn.opt.hypers], decay=[h.get('wd') for h in learn.opt.hypers],
         schedule=[{k:[f(i/4) for i in range(5)] for k,f in s.items()} for s in scheds], config=config)
     return json.loads(json.dumps(d, default=lambda o: o.tolist() if hasattr(o, 'tolist') else str(o)))
 
 def _differs(old, new): return [f"{k} was {old.get(k)} and is {new.get(k)}" for k in {**old,**new} if old.get(k)!=new.get(k)]
 
-# %% ../../nbs/api/34_train.resume.ipynb #8dcbb0de
+# %% ../../nbs/api/34_train.resume.ipynb #d6d84275
 class Checkpoints:
     "Numbered saved states in a folder, of which the newest are kept"
     def __init__(self,
@@ -156,7 +157,7 @@ class Checkpoints:
             except ValueError as e: errs.append(str(e))
         if errs: raise ValueError(f"no checkpoint in {self.folder} can be read: {errs[0]}. Delete the folder to start anew")
 
-# %% ../../nbs/api/34_train.resume.ipynb #294791cf
+# %% ../../nbs/api/34_train.resume.ipynb #0e3c4f5d
 def _record(learn):
     hps,r = {k:v for cb in learn.cbs if isinstance(cb, ParamScheduler) for k,v in cb.hps.items()},getattr(learn, 'recorder', None)
     if r is None: return dict(hps=hps)
@@ -173,7 +174,7 @@ def _set_record(learn, s):
     r.smooth_loss.val,r.smooth_loss.count = s['smooth']
     if r.values: learn.final_record = r.values[-1]
 
-# %% ../../nbs/api/34_train.resume.ipynb #618caa81
+# %% ../../nbs/api/34_train.resume.ipynb #709c9c15
 def _recurrent(model):
     s = getattr(model, 'state', None)
     return s if isinstance(s, (list,tuple,dict,torch.Tensor)) else None
@@ -182,7 +183,7 @@ def _set_recurrent(model, s):
     if hasattr(model, 'state') and (s is not None or _recurrent(model) is not None):
         model.state = to_device(s, next(model.parameters()).device)
 
-# %% ../../nbs/api/34_train.resume.ipynb #b280d093
+# %% ../../nbs/api/34_train.resume.ipynb #d6d3d900
 def training_state(learn) -> dict: # shares memory with the learner
     "All that the next step depends on: weights, optimizer, generators, loaders, recurrent state, callbacks and curves"
     cbs = {cb.name:cb.resume_state() for cb in learn.cbs if hasattr(type(cb), 'resume_state')}
@@ -200,7 +201,7 @@ def load_training_state(learn, # with the same callbacks
         if hasattr(type(cb), 'load_resume_state') and cb.name in s['cbs']: cb.load_resume_state(s['cbs'][cb.name])
     set_rng_state(s['rng'])
 
-# %% ../../nbs/api/34_train.resume.ipynb #3723d66a
+# %% ../../nbs/api/34_train.resume.ipynb #d464509a
 class Resumable(Callback):
     "Continues a killed fit, given to `fit(..., cbs=)`; raises ValueError if the folder holds another training or only torn checkpoints"
     order = 95
@@ -235,7 +236,7 @@ class Resumable(Callback):
         if self.trained or (self.at and not self.at['finished']): self._save(self.n_epoch, 0, True)
         self._leave(False)
 
-# %% ../../nbs/api/34_train.resume.ipynb #2ec99333
+# %% ../../nbs/api/34_train.resume.ipynb #9e86ede3
 @patch
 def _check(self:Resumable, s):
     if s['stage']==self.stage-1 and s['finished']: return False
@@ -258,7 +259,7 @@ def _continue(self:Resumable, s):
     if self.say: self.say(f"{self.ckpts.folder}: " + ("this training is finished, its weights were loaded" if s['finished'] else
         f"going on in epoch {s['epoch']}, batch {s['iter']}, after {s['train_iter']} steps"))
 
-# %% ../../nbs/api/34_train.resume.ipynb #231ae108
+# %% ../../nbs/api/34_train.resume.ipynb #28407d19
 @patch
 def _skip(self:Resumable, f, kind, ex, *args):
     "Stands for `Learner._with_events` until the epoch to be continued"
@@ -287,7 +288,7 @@ def _rest(self:Resumable):
     set_rng_state(s['train']['rng'])
     for o in enumerate(chain(head, it) if _own(learn.dl) else it, s['iter']): learn.one_batch(*o)
 
-# %% ../../nbs/api/34_train.resume.ipynb #c082c99e
+# %% ../../nbs/api/34_train.resume.ipynb #8c8b89e5
 @patch
 def _maybe(self:Resumable, epoch, it):
     long = self.every_s is not None and time.monotonic()-self.saved_at>=self.every_s
@@ -303,7 +304,7 @@ def _save(self:Resumable, epoch, it, finished):
     self.ckpts.save(dict(place, begin=self.begin if it else None, train=training_state(l), record=_record(l)))
     self.count,self.saved_at = 0,time.monotonic()
 
-# %% ../../nbs/api/34_train.resume.ipynb #7a5ce6fe
+# %% ../../nbs/api/34_train.resume.ipynb #dec5e4c4
 @patch
 def _on_term(self:Resumable, sig, frame):
     if self.learn is None or self.term:
@@ -319,7 +320,7 @@ def _leave(self:Resumable, out):
     print(f"ended by SIGTERM; {self.ckpts.folder} holds all that is needed to go on", file=sys.stderr)
     raise SystemExit(143)
 
-# %% ../../nbs/api/34_train.resume.ipynb #38976242
+# %% ../../nbs/api/34_train.resume.ipynb #6dac340d
 class RunState:
     "A row of fits that goes on where it was killed: `if not run.done(k, learn): learn.fit(..., cbs=run.cb(k))`"
     def __init__(self,
