@@ -1,5 +1,6 @@
 """Memory while a corpus of 1 GB of text is tokenised and then streamed once as language-model batches: ours (tokenize_corpus, memory-mapped
-ids) against fastai's LMDataLoader, which holds all ids. fastai is measured at 1/20 and 1/10 of the size and the line through the two is drawn on.
+ids, through LMLoader, documents shuffled) against fastai's LMDataLoader, which holds all ids. fastai is measured at 1/20 and 1/10 of the
+size, and the line through the two is drawn on.
 The corpus is real text, its documents drawn again and again in a new order; it is made as it is read and never stands on disk."""
 import json,os,random,shutil,threading,time
 from pathlib import Path
@@ -75,9 +76,9 @@ class Peak(threading.Thread):
         return max(self.log[k:])-self.log[k]
 
 def ours(a):
+    from ulmfit_t5.data.batches import LMLoader
     from ulmfit_t5.data.corpus import tokenize_corpus
     from ulmfit_t5.data.tokenizer import load_tokenizer
-    from ulmfit_t5.pretrain import Windows
     tok = load_tokenizer(a.tmp/'subword')
     base,chars = smaps('self')[0],size(a)
     try:
@@ -85,8 +86,7 @@ def ours(a):
         with Peak() as tokenising: c = tokenize_corpus(stream(a, chars), tok, a.tmp/'cache', key=f'stream-{chars}', n_workers=max(a.threads, 1), progress=False)
         t_tok = time.perf_counter()-s
         s = time.perf_counter()
-        w = Windows(c.ids, BS, SEQ)
-        with Peak() as streaming: n = sum(x.numel() for x,_ in (w[i] for i in range(len(w))))
+        with Peak() as streaming: n = sum(x.numel() for x,_ in LMLoader(c, tok, bs=BS, seq_len=SEQ, shuffle=True))
         t_read = time.perf_counter()-s
         mb = (c.path/'ids.bin').stat().st_size/1e6
     finally: shutil.rmtree(a.tmp/'cache', ignore_errors=True)

@@ -5,9 +5,9 @@ import pytest
 from conftest import root,run
 
 bench = root/'benchmarks'
-NEEDS = {'what':str, 'unit':str}
-MORE = {'peer_name':str, 'better':str, 'note':str}
-TOP = {'name':str, 'command':str, 'date':str, 'machine':str, 'cores':int, 'versions':dict, 'rows':list}
+NEEDS = dict(what=str, unit=str)
+MORE = dict(peer_name=str, better=str, note=str)
+TOP = dict(name=str, command=str, date=str, machine=str, cores=int, versions=dict, rows=list)
 STRICT = TOP | dict(threads=int, seconds=int, quick=bool)
 SCRIPTS = ['lm_step','classifier','inference','generation','tokenise','streaming']
 EXTRA = dict(streaming='/proc/self/smaps_rollup')

@@ -134,8 +134,7 @@ def test_tar_that_leaves_its_folder_is_refused(tmp_path, kind):
     with tarfile.open(tmp_path/'x.tgz', 'w:gz') as t:
         t.addfile(_member('ok.txt', size=2), io.BytesIO(b'ok'))
         t.addfile(evil[kind])
-    with pytest.raises(ValueError, match='link, a device or lies outside.*not unpacked'):
-        extract(tmp_path/'x.tgz', tmp_path/'in'/'x')
+    with pytest.raises(ValueError, match='link, a device or lies outside.*not unpacked'): extract(tmp_path/'x.tgz', tmp_path/'in'/'x')
     assert not list((tmp_path/'in').iterdir()) and not (tmp_path/'evil').exists()
 
 @pytest.mark.parametrize('name', ['../evil','/evil','a/../../evil'])
@@ -327,8 +326,7 @@ def test_sizes_that_papers_print(monkeypatch):
     with _home(monkeypatch):
         published = dict(trec='train 5,452, test 500', imdb='train 25,000, test 25,000, unsup 50,000',
             sst5='train 8,544, dev 1,101, test 2,210')
-        for n,want in published.items():
-            assert datasets().loc[n,'rows']==want and datasets().loc[n,'found']=='$ULMFIT_T5_DATA'
+        for n,want in published.items(): assert datasets().loc[n,'rows']==want and datasets().loc[n,'found']=='$ULMFIT_T5_DATA'
         assert set(load_dataset('trec','test').label)==set('ABBR DESC ENTY HUM LOC NUM'.split())
         assert load_dataset('trec50','test').label.nunique()==42
         assert set(load_dataset('yelp_polarity','test').label)=={'positive','negative'}

@@ -18,6 +18,7 @@ from fastprogress.fastprogress import progress_bar
 from .core import *
 from .data.tokenizer import *
 from .models.awd_lstm import *
+from .models.losses import *
 from .models.heads import *
 from .artefacts import *
 
@@ -63,8 +64,6 @@ def pad_rows(rows, # int arrays
     return torch.from_numpy(out)
 
 # %% ../nbs/api/41_inference.ipynb #f4a5a19c
-_acts = dict(single=lambda x: x.softmax(-1), multi=torch.sigmoid, regression=lambda x: x)
-
 class TextPredictor:
     "Answers of a classifier for raw texts"
     def __init__(self,
@@ -109,7 +108,7 @@ class TextPredictor:
         return out
     def probs(self, texts, **kwargs) -> np.ndarray: # (n k)
         "Probabilities, or values for regression"
-        return _acts[self.task](self.logits(list(texts), **kwargs)).numpy()
+        return ACTIVATIONS[self.task](self.logits(list(texts), **kwargs)).numpy()
 
 # %% ../nbs/api/41_inference.ipynb #32546512
 @patch

@@ -21,6 +21,7 @@ from .core import *
 from .data.tokenizer import *
 from .data.batches import *
 from .models.awd_lstm import *
+from .models.losses import *
 from .models.heads import *
 from .models.checkpoint import *
 from .train.schedules import *

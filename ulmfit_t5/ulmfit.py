@@ -12,7 +12,6 @@ import math,tempfile,time
 from contextlib import nullcontext
 from pathlib import Path
 import numpy as np,pandas as pd,torch
-import fastai.callback.progress # registers the bars
 from fastcore.basics import patch,store_attr
 
 # %% ../nbs/api/44_ulmfit.ipynb #98595aaa

@@ -7,8 +7,8 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/models.heads.html.md"""
 # %% auto #0
 __all__ = ['pools', 'Seen', 'last_state', 'max_pool', 'mean_pool', 'concat_pool', 'concat_pool_unmasked', 'get_pool',
            'doc_lengths', 'reverse_texts', 'Chunk', 'chunk_grid', 'grow_state', 'DocStates', 'draw_bptt', 'check_batch',
-           'DocumentEncoder', 'SafeBatchNorm', 'SigmoidTo', 'classifier_head', 'TextClassifier', 'single_loss',
-           'multi_loss', 'regression_loss', 'ClassifierLoss', 'classifier_loss', 'ensemble_probs', 'BiClassifier']
+           'DocumentEncoder', 'SafeBatchNorm', 'SigmoidTo', 'classifier_head', 'TextClassifier', 'ensemble_probs',
+           'BiClassifier']
 
 # %% ../../nbs/api/22_models.heads.ipynb #fc5a58e0
 import random
@@ -16,6 +16,9 @@ from typing import NamedTuple
 
 import torch,torch.nn.functional as F
 from torch import nn,Tensor
+
+# %% ../../nbs/api/22_models.heads.ipynb #56986b59
+from .losses import *
 
 # %% ../../nbs/api/22_models.heads.ipynb #ce774822
 class Seen(NamedTuple):
@@ -271,64 +274,6 @@ class TextClassifier(DocumentEncoder):
 
     def __getstate__(self): return {**self.__dict__, 'last_out':None} # copies do not carry a graph along
 
-# %% ../../nbs/api/22_models.heads.ipynb #b0593a8b
-def single_loss(pred:Tensor, # (b k) logits
-    targ:Tensor, # (b) class
-    smoothing:float=0., # share of the target spread over all classes
-    weight:Tensor|None=None, # (k) weight of each class
-    reduction:str='mean'
-) -> Tensor:
-    "Cross-entropy for one label out of several"
-    return F.cross_entropy(pred, targ.reshape(-1).long(), weight, reduction=reduction, label_smoothing=smoothing)
-
-def multi_loss(pred:Tensor, # (b k) logits
-    targ:Tensor, # (b k) of 0 and 1
-    smoothing:float=0., # share of the target that becomes one half
-    weight:Tensor|None=None, # (k) weight of the positive examples of each label
-    reduction:str='mean'
-) -> Tensor:
-    "Binary cross-entropy for any number of labels at once"
-    return F.binary_cross_entropy_with_logits(pred, targ.to(pred.dtype)*(1-smoothing) + smoothing/2, pos_weight=weight, reduction=reduction)
-
-def regression_loss(pred:Tensor, # (b k) values
-    targ:Tensor, # (b) or (b k)
-    smoothing:float=0., # must be 0
-    weight:Tensor|None=None, # (k) weight of each target
-    reduction:str='mean'
-) -> Tensor:
-    "Mean squared error"
-    loss = (pred-targ.to(pred.dtype).reshape(pred.shape)).square()*(1 if weight is None else weight)
-    return getattr(loss, reduction)() if reduction!='none' else loss.mean(1)
-
-# %% ../../nbs/api/22_models.heads.ipynb #94406129
-_losses = dict(single=single_loss, multi=multi_loss, regression=regression_loss)
-_activations = dict(single=lambda x: x.softmax(-1), multi=torch.sigmoid, regression=lambda x: x)
-_decodes = dict(single=lambda x: x.argmax(-1), multi=lambda x: x>0.5, regression=lambda x: x)
-
-class ClassifierLoss(nn.Module):
-    "Loss of one kind of target; see `classifier_loss`"
-    def __init__(self, kind, smoothing=0., weight=None, reduction='mean'):
-        super().__init__()
-        self.kind,self.smoothing,self.reduction = kind,smoothing,reduction
-        self.register_buffer('weight', None if weight is None else torch.as_tensor(weight, dtype=torch.float32))
-    def forward(self, pred, targ):
-        pred,targ = (o.as_subclass(Tensor) for o in (pred,targ))
-        w = self.weight if self.weight is None else self.weight.to(pred.device)
-        return _losses[self.kind](pred, targ, self.smoothing, w, self.reduction)
-    def activation(self, x): return _activations[self.kind](x)
-    def decodes(self, x): return _decodes[self.kind](x) # `x` is activated
-    def extra_repr(self): return f'{self.kind}, smoothing={self.smoothing}'
-
-def classifier_loss(kind:str='single', # 'single' label, 'multi' label or 'regression'
-    smoothing:float=0., # label smoothing; for MultiFiT's setting give 0.1 divided by the number of classes
-    weight=None # weight of each class or target
-) -> ClassifierLoss:
-    "The loss for a kind of target; raises ValueError for an unknown kind, or a smoothing that makes no sense"
-    if kind not in _losses: raise ValueError(f"kind={kind!r} is not known: choose one of {', '.join(_losses)}")
-    if not 0<=smoothing<1 or (smoothing and kind=='regression'):
-        raise ValueError(f"smoothing={smoothing} for kind={kind!r}: it is a share from 0 up to 1, and 0 for regression")
-    return ClassifierLoss(kind, smoothing, weight)
-
 # %% ../../nbs/api/22_models.heads.ipynb #d9304050
 def ensemble_probs(probs, # list of (b k) probabilities, one per model
     weights=None # weight of each model, equal if not given
@@ -350,6 +295,6 @@ class BiClassifier(nn.Module):
     ) -> Tensor: # (b n_out) whose activation is the mean of the two
         "Logits of the averaged probabilities"
         ids = ids.as_subclass(Tensor)
-        act = _activations[self.kind]
+        act = ACTIVATIONS[self.kind]
         p = ensemble_probs([act(self.fwd(ids)), act(self.bwd(reverse_texts(ids, self.bwd.pad_id)))])
         return p if self.kind=='regression' else p.logit(1e-7) if self.kind=='multi' else p.clamp(min=1e-12).log()
