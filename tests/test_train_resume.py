@@ -14,7 +14,8 @@ from fastai.optimizer import Adam,OptimWrapper,SGD
 from ulmfit_t5.core import seed_everything
 from ulmfit_t5.train.callbacks import ActivationReg,EarlyStop,History,NaNGuard,ResetState,SaveBest,TimeBudget
 from ulmfit_t5.train.optimizers import FusedSGD,NTAvg,adam_ulmfit
-from ulmfit_t5.train.resume import Resumable,RunState,load_state,pack,save_state,unpack
+from ulmfit_t5.train.resume import Resumable,RunState
+from ulmfit_t5.train.state import load_state,pack,save_state,unpack
 
 class Out(tuple):
     raw,dropped = property(lambda s: s[0]),property(lambda s: s[1])

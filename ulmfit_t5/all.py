@@ -20,6 +20,7 @@ from ulmfit_t5.train.unfreeze import *
 from ulmfit_t5.train.optimizers import *
 from ulmfit_t5.train.callbacks import *
 from ulmfit_t5.train.record import *
+from ulmfit_t5.train.state import *
 from ulmfit_t5.train.resume import *
 from ulmfit_t5.artefacts import *
 from ulmfit_t5.inference import *

@@ -16,7 +16,8 @@ from fastai.learner import Metric
 
 # %% ../../nbs/api/33a_train.record.ipynb #198eeaf1
 from ..core import human
-from .resume import learner_state,load_learner_state,load_state,save_state
+from .resume import learner_state,load_learner_state
+from .state import load_state,save_state
 
 # %% ../../nbs/api/33a_train.record.ipynb #937ecd98
 class History(Callback):
