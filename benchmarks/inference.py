@@ -91,8 +91,8 @@ def fastai(a):
         def batch(): return SortedDL([(TensorText(o[0]),) for o in ids], bs=bs, before_batch=Pad_Chunk(), shuffle=False, n_inp=1, device=torch.device(a.device))
         t_ids,_ = once(lambda: learn.get_preds(dl=batch()))
         one = latency(learn.predict, d['single'][2:])
-        single = [learn.predict(t)[2].tolist() for t in d['single']]
-    return dict(text=n/t_text, ids=n/t_ids, one=one, probs=probs.tolist(), single=single)
+        single,alone = ([learn.predict(t)[2].tolist() for t in ts] for ts in (d['single'],d['texts'][:setting(a)[4]]))
+    return dict(text=n/t_text, ids=n/t_ids, one=one, probs=probs.tolist(), single=single, alone=alone)
 
 def trained(a):
     "Accuracy of a saved classifier in both precisions"
@@ -111,14 +111,22 @@ def jobs(a):
     if bf16_fast(a.device) and a.model: res['trained'] = trained
     return res
 
-def differ(res, job, key):
+def differ(p, q):
     import numpy as np
-    return float(abs(np.array(res[job][0][key])-np.array(res['fastai fp32'][0][key])).max())
+    k = min(len(p), len(q))
+    return float(abs(np.array(p[:k])-np.array(q[:k])).max())
 
-def spread(res, key):
-    import numpy as np
-    p = np.array(res['fastai fp32'][0][key])[:,0]
-    return f"fastai's own run from {p.min():.3f} to {p.max():.3f} over {len(p)} texts"
+def answers(res, j, what):
+    "How far ours is from fastai's predict, which sees one text at a time; and how far fastai's own batches are from it"
+    us,them = res[j][0],res['fastai fp32'][0]
+    k = len(them['alone'])
+    def add(which, p, q, own=None, note=''):
+        own = None if own is None else differ(own, q)
+        name = f'largest difference of probabilities from fastai predict, {which}, {what}'
+        return line(name, differ(p, q), own, own and own/max(differ(p, q), 1e-9), 'probability', 'lower', 'fastai get_preds' if own is not None else '', note)
+    def span(q): return f"its answers go from {min(o[0] for o in q):.3f} to {max(o[0] for o in q):.3f}"
+    note = f"{k} texts; fastai's batches take the last state of some texts from the chunk before; {span(them['alone'])}"
+    return [add('80 words', us['single'], them['single'], note=span(them['single'])), add('whole documents in batches', us['probs'], them['alone'], them['probs'], note)]
 
 def rows(res, a):
     size,_,n,bs,_ = setting(a)
@@ -129,8 +137,7 @@ def rows(res, a):
         add('batch inference from ids', 'ids', 'documents/s', peer_name='fastai get_preds', note=f'{n} {name}, sorted by length; fastai in batches of {bs}')
         add('batch inference from text', 'text', 'documents/s', peer_name='fastai test_dl + get_preds', note='tokenising included, one process')
         add('one text of 80 words', 'one', 'ms', 'lower', peer_name='fastai predict', note='median latency, tokenising included')
-        for k,s in (('single','one text at a time'),('probs','whole documents in batches')):
-            out.append(line(f'largest difference of probabilities, {s}, {what}', differ(res, j, k), None, None, 'probability', 'lower', note=spread(res, k)))
+        out += answers(res, j, f"{j[5:]}, {size['emb_sz']}/{size['n_hid']}")
     if 'trained' in res:
         r = res['trained'][0]
         out.append(line(f'accuracy of a trained model on {r["n"]} texts, bf16', r['bf16'], r['fp32'], r['bf16']/r['fp32'], '%', 'higher', 'ours fp32'))

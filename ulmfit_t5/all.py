@@ -1,4 +1,6 @@
 "Everything a notebook wants: `from ulmfit_t5.all import *`"
+import numpy as np,pandas as pd,torch
+from pathlib import Path
 from ulmfit_t5.core import *
 from ulmfit_t5.data.datasets import *
 from ulmfit_t5.data.tokenizer import *

@@ -301,5 +301,5 @@ def match_tensors(tensors:dict, # name -> tensor of a language model, an encoder
         if k.endswith('embed.weight') or k in ('decoder.weight','decoder.bias'):
             res[k],_,report = match_vocab(old_vocab, new_vocab, tensors[k], counts=counts)
     if report is None: raise ArtefactError(f"there is no embedding among {list(tensors)[:5]}")
-    if tensors.get('decoder.weight') is tensors.get('encoder.embed.weight'): res['decoder.weight'] = res['encoder.embed.weight']
+    if 'decoder.weight' in tensors and tensors['decoder.weight'] is tensors.get('encoder.embed.weight'): res['decoder.weight'] = res['encoder.embed.weight']
     return res,report
