@@ -222,7 +222,7 @@ def test_rates_of_the_ablation_rows():
     for row in ('full','from scratch','freez','freez + stlr'): assert np.allclose(top[row], .001)
     for row in ('full + discr','freez + discr','freez + discr + stlr'): assert np.allclose(top[row], [.01/2.6**4,.01])
     assert np.allclose(top['chain-thaw'], [1e-4,1e-3]) and np.allclose(top['last only'], [0,.001])
-    assert np.allclose(ablation('full + discr + stlr', 6).rates(50).max(0)[[0,-1]], [.004/2.6**3,.004])
+    assert np.allclose(ablation('full + discr + stlr', 6).rates(50).max(0)[[0,-1]], [.004/2.6**4,.004])
     assert ablation('last')==ablation('last only') and ablation('freez+discr')==ablation('freez + discr')
 
 def test_picture_shows_every_frozen_block():

@@ -46,7 +46,7 @@ Kind of Blue is a studio album by the American jazz trumpeter Miles Davis .
 Greenfield High School is a public secondary school in northern Ohio .""".splitlines()
 
 def demo(
-    minutes:float=3., # time for ULMFiT's two stages
+    minutes:float=3.5, # time for ULMFiT's two stages
     n_per_class:int=10, # labelled examples of each class
     out:str='runs/demo', # the classifier is saved here
     threads:int=0, # torch threads; 0 leaves them as they are
@@ -65,9 +65,9 @@ def demo(
     dls = TextDataLoaders.from_df(seen, valid_col='is_valid', bs=16, val_bs=64, seed=seed, progress=False)
     lm_dls = TextDataLoaders.from_df(train, is_lm=True, valid_pct=.01, bs=32, seed=seed, progress=False)
     say('The same network from scratch')
-    rows.append(('the same network from scratch', ULMFiT(dls, pretrained=None, seed=seed).fit(.25*60*minutes, cbs=[LineProgress()]).evaluate(test)))
+    rows.append(('the same network from scratch', ULMFiT(dls, pretrained=None, seed=seed).fit(30*minutes, cbs=[LineProgress(every_s=10)]).evaluate(test)))
     say('\nULMFiT')
-    fit = ULMFiT(dls, lm_dls, seed=seed).fit(60*minutes, cbs=[LineProgress()])
+    fit = ULMFiT(dls, lm_dls, seed=seed).fit(60*minutes, lm_share=.5, cbs=[LineProgress(every_s=10)])
     rows.append(('ULMFiT, compact bundled model', fit.evaluate(test)))
     say(f'\nTest error with {len(few)} labels\n{error_table(rows+[PUBLISHED])}\n')
     path = Path(out)/'classifier'

@@ -102,7 +102,7 @@ class TextPredictor:
         batches = list(length_batches([len(o) for o in ids], max_tokens))
         was = self.model.training
         self.model.eval()
-        for b in progress_bar(batches, display=progress, leave=False):
+        for b in progress_bar(batches, leave=False) if progress else batches:
             with torch.autocast(dev.type, torch.bfloat16, enabled=self.bf16): out[b] = self.model(pad_rows([ids[i] for i in b]).to(dev)).float().cpu()
         self.model.train(was)
         return out

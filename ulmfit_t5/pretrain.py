@@ -235,12 +235,13 @@ def export(self:Run, path, # folder of the artefact
     command: str, # that made it
     corpus: str, # in words
     licence: str='cc-by-sa-3.0', # of the corpus
-    lang: str='en'
+    lang: str='en',
+    name: str='' # title of the card; the folder's name by default
 ) -> Path:
     "Save the trained model with its card"
     h,c = self.hyper,self.config
     v,tokens = self.evaluate(most=None),self.step*h['bs']*h['seq_len']
-    card = _card.format(name=Path(path).name, way='from its end' if h['backwards'] else 'from its beginning', corpus=corpus, licence=licence, lang=lang, tokens=tokens,
+    card = _card.format(name=name or Path(path).name, way='from its end' if h['backwards'] else 'from its beginning', corpus=corpus, licence=licence, lang=lang, tokens=tokens,
         passes=self.step/len(self.data), ppl=math.exp(v), bits=v/math.log(2)/self.chars_per_token(tok), n_valid=self.valid.n_tokens,
         params=sum(p.numel() for p in self.lm.parameters()), vocab=len(tok), sizes=', '.join(f'{k} {x}' for k,x in c.items() if k in ('emb_sz','n_hid','n_layers','cell')),
         steps=self.step, batch=h['bs']*h['seq_len'], seconds=self.elapsed, rate=tokens/max(self.elapsed, 1e-9), dtype='bfloat16' if self.bf16 else 'float32',
@@ -266,6 +267,7 @@ def pretrain(
     seed:int=42, # of weights and dropout
     corpus:str='', # what the text is, for the model card
     licence:str='cc-by-sa-3.0', # of the text, for the model card
+    name:str='', # of the model, for its card
 ):
     "Train a vocabulary and a language model on raw text; resumable, time-boxed; the model is saved in OUT/model"
     given = dict(locals())
@@ -281,11 +283,11 @@ def pretrain(
     run = Run(out, c, v, cfg, len(tok), backwards, bs=bs, seq_len=seq_len, lr=lr, budget=budget, seed=seed)
     print(f'{c}; one pass is {len(run.data):,} steps of {bs*seq_len:,} tokens; {"bfloat16" if run.bf16 else "float32"} on {run.device}', flush=True)
     run.train()
-    print('saved in', run.export(out/'model', tok, _command(pretrain, given), corpus or str(texts), licence))
+    print('saved in', run.export(out/'model', tok, _command(pretrain, given), corpus or str(texts), licence, name=name))
     return run
 
 def _command(f, given):
     "The command line that says the same"
     default = {k:p.default for k,p in inspect.signature(f).parameters.items()}
-    flags = [f'--{k}' if v is True else f'--{k} {v}' for k,v in given.items() if v!=default[k] and k not in ('texts','valid','out','corpus','licence')]
+    flags = [f'--{k}' if v is True else f'--{k} {v}' for k,v in given.items() if v!=default[k] and k not in ('texts','valid','out','corpus','licence','name')]
     return ' '.join(['ulmfit_t5 pretrain', *(Path(given[o]).name for o in ('texts','valid','out')), *flags])

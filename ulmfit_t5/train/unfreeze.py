@@ -12,7 +12,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from fastai.basics import Callback,CancelTrainException,Learner
+from fastai.basics import Callback,CancelFitException,CancelTrainException,Learner
 from fastcore.basics import patch
 from fastcore.foundation import L
 
@@ -108,7 +108,7 @@ def ablation(row:str, # name of a row, such as 'freez + discr + stlr'
     key = rows.get({'last':'lastonly'}.get(row, row).replace(' ',''))
     if key is None: raise KeyError(f"table {table} has no row {row!r}: tables are 4 to 7, and table {table} has {', '.join(rows.values()) or 'none'}")
     kw = dict(dict(lr=.001, factor=None, schedule='constant'), **ABLATIONS[table][key])
-    return _ablate(kw.pop('how'), n_groups or (4 if table==6 else 5), epochs, kw.pop('note', ''), dict(kw, name=f'table {table}: {key}'))
+    return _ablate(kw.pop('how'), n_groups or 5, epochs, kw.pop('note', ''), dict(kw, name=f'table {table}: {key}'))
 
 def _ablate(how, n, epochs, note, kw):
     U,left = UnfreezeSchedule,lambda used: max(epochs-used, 1)
@@ -143,7 +143,7 @@ def plot(self:UnfreezeSchedule, steps_per_epoch:int=100, # updates drawn per epo
     ax.set_yticklabels(names or [f'{i}'+{0:' (bottom)',n-1:' (top)'}.get(i, '') for i in range(n)])
     ax.set_ylabel('' if names else 'parameter group')
     ax.figure.colorbar(im, ax=ax, label='learning rate')
-    ax.legend(handles=[Patch(label='frozen', **frozen)], loc='lower left', bbox_to_anchor=(0,-.02), frameon=True, fontsize=8)
+    if any(len(s.groups(n))<n for s in self.stages): ax.legend(handles=[Patch(label='frozen', **frozen)], loc='lower left', bbox_to_anchor=(0,-.02), frameon=True, fontsize=8)
     return ax
 
 # %% ../../nbs/api/32_train.unfreeze.ipynb #fc48bc40
@@ -154,14 +154,26 @@ class StageDriver(Callback):
 
     def before_fit(self):
         self.spe,self.seen,s = len(self.dls.train),[],self.sched
-        self.lrs,self.beta,self.steps = s.rates(self.spe),s.moms(self.spe),[o.n_steps(self.spe) for o in s.stages]
-        self.base,self.now = [dict(h) for h in self.opt.hypers],None
+        self.lrs,self.betas,self.steps = s.rates(self.spe),s.moms(self.spe),[o.n_steps(self.spe) for o in s.stages]
+        self.ends,self.base,self.now,self.t = np.cumsum(self.steps),[dict(h) for h in self.opt.hypers],None,None
+
+    def _next(self):
+        "Update that comes next; under a `TimeBudget` the clock may be further along the plan than the steps"
+        done = getattr(getattr(self.learn, 'time_budget', None), 'fraction', 0.)
+        return max(self.t+1, int(done*len(self.lrs)))
+
+    def _first_of(self, epoch): # updates before `epoch`
+        eps = np.cumsum([math.ceil(o/self.spe) for o in self.steps])
+        i = int(np.searchsorted(eps, epoch, side='right'))
+        return sum(self.steps[:i]) + (epoch-(eps[i-1] if i else 0))*self.spe
+
+    def before_epoch(self):
+        if self.t is not None and self._next()>=len(self.lrs): raise CancelFitException()
 
     def before_train(self):
         "Find the stage of this epoch and open its groups"
-        eps = np.cumsum([math.ceil(o/self.spe) for o in self.steps])
-        i = int(np.searchsorted(eps, self.epoch, side='right'))
-        self.start = (self.epoch-(eps[i-1] if i else 0))*self.spe # updates of this stage before this epoch
+        if self.t is None: self.t = self._first_of(self.epoch)-1
+        i = int(np.searchsorted(self.ends, self._next(), side='right'))
         if self.now not in (None,i) and not self.keep_state: self.opt.clear_state()
         self._enter(i)
         freeze_norms(self.model) # the Learner has just put all of the model in training mode
@@ -174,15 +186,15 @@ class StageDriver(Callback):
         if s.moms is None and 'mom' in self.base[0]: self.opt.set_hyper('mom', [h['mom'] for h in self.base])
 
     def before_batch(self):
-        t = self.start+self.iter
-        if t>=self.steps[self.now]: raise CancelTrainException() # the stage ends within this epoch
-        t += sum(self.steps[:self.now])
+        t = self._next()
+        if t>=self.ends[self.now]: raise CancelTrainException() # the stage ends within this epoch
+        self.t = t
         self.opt.set_hyper('lr', self.lrs[t].tolist())
-        if not np.isnan(self.beta[t]): self.opt.set_hyper('mom', float(self.beta[t]))
+        if not np.isnan(self.betas[t]): self.opt.set_hyper('mom', float(self.betas[t]))
 
     def after_batch(self): self.seen.append([h['lr'] for h in self.opt.hypers])
-    def resume_state(self): return dict(now=self.now, n=len(self.seen))
-    def load_resume_state(self, d): self.now,self.seen = d['now'],self.lrs[:d['n']].tolist()
+    def resume_state(self): return dict(now=self.now, t=self.t, seen=self.seen)
+    def load_resume_state(self, d): self.now,self.t,self.seen = d['now'],d['t'],d['seen']
     def after_fit(self):
         self.learn.group_rates = np.array(self.seen)
         if hasattr(self.learn, 'recorder'): self.recorder.hps = {'lr':[o[-1] for o in self.seen]}
