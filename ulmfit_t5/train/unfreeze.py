@@ -192,6 +192,8 @@ class StageDriver(Callback):
         self.opt.set_hyper('lr', self.lrs[t].tolist())
         if not np.isnan(self.betas[t]): self.opt.set_hyper('mom', float(self.betas[t]))
 
+    def after_cancel_train(self):
+        if hasattr(self.learn, 'recorder'): self.recorder.cancel_train = False # the row of the table stays whole
     def after_batch(self): self.seen.append([h['lr'] for h in self.opt.hypers])
     def resume_state(self): return dict(now=self.now, t=self.t, seen=self.seen)
     def load_resume_state(self, d): self.now,self.t,self.seen = d['now'],d['t'],d['seen']
