@@ -44,7 +44,8 @@ def ours(a, bf16):
     from ulmfit_t5.core import keep_freed_memory
     from ulmfit_t5.inference import pad_rows
     from ulmfit_t5.models.awd_lstm import AWDLSTM,AWD_LSTM_CLAS
-    from ulmfit_t5.models.heads import TextClassifier,classifier_loss
+    from ulmfit_t5.models.heads import TextClassifier
+    from ulmfit_t5.models.losses import classifier_loss
     from ulmfit_t5.train.optimizers import FusedAdam
     keep_freed_memory()
     size,vocab,_,_ = setting(a)

@@ -10,6 +10,7 @@ from ulmfit_t5.models.awd_lstm import *
 from ulmfit_t5.models.checkpoint import load_tensors
 from ulmfit_t5.models.fastai_weights import fastai_names
 from ulmfit_t5.models.heads import *
+from ulmfit_t5.models.losses import *
 from ulmfit_t5.models.layers import DroppedEmbedding,LSTMLayer,VariationalDropout
 
 V,size = 60,dict(emb_sz=16, n_hid=24, n_layers=3)

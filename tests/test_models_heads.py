@@ -6,6 +6,7 @@ from torch import nn
 from ulmfit_t5.core import seed_everything
 from ulmfit_t5.models.awd_lstm import AWDLSTM
 from ulmfit_t5.models.heads import *
+from ulmfit_t5.models.losses import *
 from ulmfit_t5.models.heads import draw_bptt
 
 def encoder(cell='lstm', **kw): return AWDLSTM(40, **{**dict(emb_sz=8, n_hid=12, n_layers=2, cell=cell), **kw})
