@@ -83,4 +83,4 @@ def test_fit_from_the_command_line_demo(tmp_path):
     "The demonstration at its smallest: all parts run, nothing is asserted of the errors"
     from ulmfit_t5.demo import demo
     rows = demo(minutes=.1, n_per_class=2, out=str(tmp_path))
-    assert [w.split()[0] for w,_ in rows]==['TF-IDF','the','ULMFiT'] and all(0<=r['error']<=1 for _,r in rows)
+    assert [w.split()[0] for w,_ in rows]==['TF-IDF','the','ULMFiT,'] and all(0<=r['error']<=1 for _,r in rows)
