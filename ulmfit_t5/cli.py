@@ -48,7 +48,8 @@ def main(argv: list|None=None): # words of the command line
     args = vars(anno_parser(f, prog=f'ulmfit_t5 {name}').parse_args(rest))
     words = args.pop('texts', ()) if name=='predict' else ()
     args = {k:v for k,v in args.items() if k not in ('pdb','xtra')}
-    return f(args.pop('model'), *words, **args) if words else f(**args)
+    if words: f(args.pop("model"), *words, **args)
+    else: f(**args)
 
 # %% ../nbs/api/90_cli.ipynb #f1c0b04f
 if __name__=='__main__': main()
