@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/pretrain.html.md"""
 __all__ = ['Windows', 'warm_cosine', 'Run', 'machine', 'pretrain']
 
 # %% ../nbs/api/42_pretrain.ipynb #4b00cd42
-import inspect,itertools,json,math,platform,time
+import inspect,itertools,json,math,os,platform,time
 from pathlib import Path
 import numpy as np,torch
 from fastcore.basics import patch
@@ -192,7 +192,7 @@ def machine() -> str: # processor and cores, or the GPU
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
     try: names = [l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')]
     except OSError: names = []
-    return f'{torch.get_num_threads()} of {n_cpus()} cores, {names[0] if names else platform.processor()}'
+    return f'{torch.get_num_threads()} of {os.cpu_count()} cores, {names[0] if names else platform.processor()}'
 
 _card = """---
 license: {licence}
@@ -220,7 +220,7 @@ An AWD-LSTM language model that reads text {way}: the starting point of ULMFiT's
 {command}
 ```
 
-It knows the English of encyclopaedia articles as far as these tokens teach it. It repeats what its corpus says, true or not, and carries its biases; do not take what it generates as fact.
+It knows the language of its corpus as far as these tokens teach it. It repeats what its corpus says, true or not, and carries its biases; do not take what it generates as fact.
 """
 
 @patch
