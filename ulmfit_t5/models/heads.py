@@ -18,6 +18,7 @@ import torch,torch.nn.functional as F
 from torch import nn,Tensor
 
 # %% ../../nbs/api/22_models.heads.ipynb #56986b59
+from .layers import *
 from .losses import *
 
 # %% ../../nbs/api/22_models.heads.ipynb #ce774822
@@ -186,16 +187,21 @@ class DocumentEncoder(nn.Module):
         lens = doc_lengths(ids, self.pad_id) if lens is None else lens.to(ids.device)
         order = lens.argsort(descending=True, stable=True)
         bptt = draw_bptt(self.bptt) if self.rand_bptt and self.training else self.bptt
+        n_window = -(-self.max_len//bptt)
+        if not torch.is_grad_enabled() and lens.max()<=n_window*bptt: bptt = max(bptt, self._whole(lens)) # no window to keep to: fewer, longer chunks
         b,state,hs,masks,seen = len(ids),None,[],[],None
-        for c in chunk_grid(ids[order], lens[order], bptt, -(-self.max_len//bptt), self.pad_id):
-            k = len(c.ids)
-            out = self._step(c, grow_state(state, k))
-            state = out.state if c.in_window and self.bptc=='window' else _map(Tensor.detach, out.state)
-            if c.in_window:
-                hs.append(F.pad(out.out, (0,0,0,0,0,b-k)))
-                masks.append(F.pad(c.mask, (0,0,0,b-k)))
-            elif self.pool_all: seen = _see(seen, out.out, b)
+        with one_mask(self.encoder):
+            for c in chunk_grid(ids[order], lens[order], bptt, n_window, self.pad_id):
+                k = len(c.ids)
+                out = self._step(c, grow_state(state, k))
+                state = out.state if c.in_window and self.bptc=='window' else _map(Tensor.detach, out.state)
+                if c.in_window:
+                    hs.append(F.pad(out.out, (0,0,0,0,0,b-k)))
+                    masks.append(F.pad(c.mask, (0,0,0,b-k)))
+                elif self.pool_all: seen = _see(seen, out.out, b)
         return DocStates(torch.cat(hs, 1), torch.cat(masks, 1), seen, order, out)
+
+    def _whole(self, lens): return int(lens.max()) if 1.1*lens.min()>lens.max() else 0 # rows of about one length: all in one chunk
 
     def _step(self, c, state):
         if c.in_window or not torch.is_grad_enabled(): return self.encoder(c.ids, state)
