@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest,torch
 from hypothesis import HealthCheck,given,settings,strategies as st
 from safetensors.torch import load_file
+from ulmfit_t5 import core
 from ulmfit_t5.core import seed_everything
 from ulmfit_t5.models import checkpoint
 from ulmfit_t5.models.awd_lstm import *
@@ -193,20 +194,51 @@ def test_kill_9_leaves_a_whole_artefact(tmp_path):
         last += art.config['i']
     assert last>5
 
-_between = """
+_killed = """
 import os,sys,torch
 from ulmfit_t5 import core
 from ulmfit_t5.models.checkpoint import save_artefact
-core.os.replace = lambda a,b: os.kill(os.getpid(), 9) if str(b)==sys.argv[1] else os.rename(a, b)
-save_artefact(sys.argv[1], {'new':1}, {'w':torch.ones(3)})
+path,where,exchange = sys.argv[1:]
+def die(*args, **kwargs): os.kill(os.getpid(), 9)
+def kill_if_ours(f): return lambda a,*args,**kw: die() if path in map(str, (a,*args)) or core.Path(a).parent==core.Path(path).parent else f(a, *args, **kw)
+if exchange!='can': core._exchange = lambda a,b: False
+if where=='fsync': core._fsync = die
+elif where=='replace': core.os.replace = kill_if_ours(os.replace)
+elif where=='rmtree': core.shutil.rmtree = kill_if_ours(core.shutil.rmtree)
+save_artefact(path, {'new':1}, {'w':torch.ones(3)})
+print('saved')
 """
-def test_kill_9_between_the_renames(saved):
-    "The worst moment: nothing is at the path for an instant; what was set aside is found"
+@pytest.mark.parametrize('where,exchange,new', [('fsync','can',False),('fsync','cannot',False),('replace','cannot',False),('rmtree','can',True),('rmtree','cannot',True)])
+def test_kill_9_at_each_step(saved, where, exchange, new):
+    "Before, between and after the renames the old or the new artefact is whole; the next save leaves nothing behind"
     old = load_artefact(saved)
-    assert subprocess.run([sys.executable,'-c',_between,saved]).returncode==-9
-    assert same(load_artefact(saved).tensors, old.tensors)
+    res = subprocess.run([sys.executable,'-c',_killed,saved,where,exchange], capture_output=True, text=True)
+    assert res.returncode==-9 and not res.stdout, res.stderr
+    assert saved.exists()==(where!='replace') and len(list(saved.parent.iterdir()))==1+saved.exists()
+    got = load_artefact(saved)
+    assert got.config=={'new':1} if new else same(got.tensors, old.tensors)
     save_artefact(saved, {'new':2}, {'w':torch.ones(3)})
-    assert load_artefact(saved).config=={'new':2}
+    assert load_artefact(saved).config=={'new':2} and [o.name for o in saved.parent.iterdir()]==['m']
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='only Linux exchanges two names in one step')
+def test_an_artefact_that_is_replaced_is_never_away(saved, monkeypatch):
+    "With two renames there is an instant without it; where the names are exchanged, nothing is ever moved from its place"
+    moved = []
+    rename = Path.rename
+    monkeypatch.setattr(Path, 'rename', lambda a,b: (moved.append(a), rename(a, b))[1])
+    save_artefact(saved, {'new':1}, {'w':torch.ones(3)})
+    assert saved not in moved and load_artefact(saved).config=={'new':1}
+    monkeypatch.setattr(core, '_exchange', lambda a,b: False)
+    save_artefact(saved, {'new':2}, {'w':torch.ones(3)})
+    assert saved in moved and load_artefact(saved).config=={'new':2}
+
+def test_only_what_is_abandoned_is_swept(saved):
+    d,dead,elsewhere = saved.parent,f'{core._here()}-{1<<22|1}-x','0'*16+'-1-x'
+    keep = [f'.m.{core._here()}-{os.getpid()}-x',f'.m.json.{dead}','.m.note',f'.m.{elsewhere}']
+    for o in (*keep,f'.m.{dead}',f'.m.{elsewhere}y'): (d/o).mkdir()
+    os.utime(d/f'.m.{elsewhere}y', (0,time.time()-4000))
+    save_artefact(saved, {}, {'w':torch.ones(3)})
+    assert sorted(o.name for o in d.iterdir())==sorted(['m',*keep])
 
 def test_what_does_not_fit_is_named(lm):
     sd = dict(lm.state_dict())

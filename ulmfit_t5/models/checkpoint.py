@@ -210,17 +210,12 @@ def read_tensors(path:Path, # folder of an artefact
     try: return {k:t.float() if t.is_floating_point() else t for k,t in join_rows(parts).items()}
     except ValueError as e: raise ArtefactError(f"{path}: {e}") from e
 
-def _survivor(path):
-    "`path`, or what a save that was killed between its two renames had set aside"
-    kept = [p for p in path.parent.glob(f'.{path.name}.*/{path.name}.old') if (p/'manifest.json').is_file()]
-    return path if path.exists() or not kept else kept[0]
-
 def load_artefact(path, # folder
     kind=None, # 'language_model', 'encoder', 'classifier', or several of them; None takes any
     verify:bool=True # compare hashes
 ) -> Artefact:
     "Read an artefact; raises ArtefactError with one sentence for whatever is wrong with it"
-    path,kinds = _survivor(Path(path)),(kind,) if isinstance(kind, str) else kind
+    path,kinds = standing_path(path),(kind,) if isinstance(kind, str) else kind
     if not path.is_dir(): raise ArtefactError(f"{path} is {'a file' if path.exists() else 'not there'}; give a saved folder")
     if not (path/'manifest.json').is_file(): raise ArtefactError(f"{path} is not an artefact: no manifest.json among {_files(path)[:5]}")
     man = _manifest(path)

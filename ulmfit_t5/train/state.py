@@ -15,7 +15,7 @@ from fastcore.foundation import L
 from safetensors.torch import load_file,save_file
 
 # %% ../../nbs/api/33b_train.state.ipynb #8878427d
-from ..core import atomic_path,sha256_file,stable_hash
+from ..core import atomic_path,sha256_file,stable_hash,standing_path
 
 # %% ../../nbs/api/33b_train.state.ipynb #55362707
 def pack(obj, # nest of lists, tuples, dicts, tensors, numbers and text
@@ -61,13 +61,14 @@ def save_state(folder, # replaced as a whole, or not at all
 
 def load_state(folder): # what `save_state` wrote
     "Read a saved state back; raises ValueError if it is torn"
+    at = standing_path(folder)
     try:
-        info = json.loads((Path(folder)/'state.json').read_text(encoding='utf8'))
-        whole = info['check']==stable_hash(info['state']) and info['sha256']==sha256_file(Path(folder)/'state.safetensors')
+        info = json.loads((at/'state.json').read_text(encoding='utf8'))
+        whole = info['check']==stable_hash(info['state']) and info['sha256']==sha256_file(at/'state.safetensors')
     except (OSError,ValueError,KeyError,TypeError) as e:
         raise ValueError(f"{folder} is not a whole saved state ({e}): it was cut short or changed") from e
     if not whole: raise ValueError(f"{folder} is not a whole saved state (its hash is wrong): it was cut short or changed")
-    return unpack(info['state'], load_file(Path(folder)/'state.safetensors'))
+    return unpack(info['state'], load_file(at/'state.safetensors'))
 
 # %% ../../nbs/api/33b_train.state.ipynb #382d4728
 def rng_state() -> dict: # for `set_rng_state`
