@@ -40,6 +40,24 @@ def test_empty_and_blank_texts_are_kept_and_reported(tok):
     dls = TextDataLoaders.from_df(df, tok=tok, bs=4, device='cpu', progress=False)
     assert all(x[0,0]==tok.bos_id for x,_ in dls.train)
 
+def test_rows_with_nothing_in_several_columns_are_reported():
+    df = frame(title=['',' \0',' ','t'], text=['','\n','a',''], label=['x','y','x','y'])
+    got,rep = read_table(df, text_cols=['title','text'])
+    assert rep.empty==['row 0','row 1'] and rep.cleaned==1 and got.columns.tolist()==['at','text','label']
+
+def test_dropped_rows_are_listed_by_their_number(tmp_path):
+    (tmp_path/'a.csv').write_text('text,label\na,\nonly one\nb,x\nc,\n'+'d,x\n'*5+'too,many,fields\n')
+    _,rep = read_table(tmp_path/'a.csv', on_bad='drop')
+    assert [o[0] for o in rep.dropped]==[f'line {n} of a.csv' for n in (2,3,5,11)]
+    refused('line 2 of a.csv', 'is missing', 'and 3 more rows are bad', source=tmp_path/'a.csv')
+    _,rep = read_table(dict(train=frame(text=['a','b'], label=['x','']), valid=frame(text=['c',None,'d'], label=['new','x','x'])), on_bad='drop')
+    assert [o[0] for o in rep.dropped]==['row 1 of train','row 0 of valid','row 1 of valid']
+
+def test_one_is_not_said_as_many():
+    _,rep = read_table(dict(train=frame(text=['a\0'], label=['x']), test=frame(text=['b'], label=['x'])))
+    assert '1 text held NUL' in str(rep) and 'test (1 row)' in str(rep)
+    refused('row 0', 'and 1 more row is bad', source=frame(text=[None]*2, label=['x']*2))
+
 def test_numbers_become_text(): assert read_table(frame(text=[1,2.5,np.int64(3)]), label_cols=None)[0].text.tolist()==['1','2.5','3']
 
 def test_a_million_characters_without_a_space(tok):
@@ -76,8 +94,8 @@ def test_label_unseen_in_new_texts(tok):
 def test_empty_splits(tok):
     refused('has no training rows', source=frame(text=[], label=[]))
     refused('has no validation rows', source=dict(train=frame(text=['a'], label=['x']), valid=frame(text=[], label=[])))
-    refused('has no training rows', '1 were dropped', source=frame(text=[None], label=['x']), on_bad='drop')
-    with pytest.raises(ValueError, match='valid_pct=0.2 of 1 rows leaves 0'): TextDataLoaders.from_list(['a'], ['x'], tok=tok, progress=False)
+    refused('has no training rows', '1 was dropped', source=frame(text=[None], label=['x']), on_bad='drop')
+    with pytest.raises(ValueError, match='valid_pct=0.2 of 1 row leaves 0'): TextDataLoaders.from_list(['a'], ['x'], tok=tok, progress=False)
 
 def test_missing_column_offers_the_nearest():
     df = frame(Text=['a'], lable=['x'], other=[1])
@@ -89,10 +107,27 @@ def test_missing_column_offers_the_nearest():
 def test_broken_csv_rows(tmp_path):
     p = tmp_path/'a.csv'
     p.write_text('text,label\ngood,x\n"two\nlines",y\nonly one\na,b,c\n\nfine,x\n"never closed,y\nz,x\n')
-    refused('line 5 of a.csv', 'it has 1 fields where the header has 2', 'and 2 more rows are bad', "on_bad='drop'", source=p)
+    refused('line 5 of a.csv', 'it has 1 field where the header has 2', 'and 2 more rows are bad', "on_bad='drop'", source=p)
     df,rep = read_table(p, on_bad='drop')
     assert df.text.tolist()==['good','two\nlines','fine'] and [o[0] for o in rep.dropped]==[f'line {n} of a.csv' for n in (5,6,9)]
     assert df['at'].tolist()==['line 2 of a.csv','line 3 of a.csv','line 8 of a.csv']
+
+@pytest.mark.parametrize('sep', [';','\t','|'])
+def test_csv_with_another_separator(tmp_path, tok, sep):
+    p = tmp_path/'a.csv'
+    p.write_text(f'text{sep}label\n'+''.join(f'well, text {i}{sep}{"xy"[i%2]}\n' for i in range(10)))
+    refused("a.csv has no column 'text'", f'give sep={sep!r}', source=p)
+    (tmp_path/'b.csv').write_text(f'text{sep}x\n'*3)
+    refused('line 1 of b.csv', f'give sep={sep!r}', source=tmp_path/'b.csv', columns=['text','label'])
+    df,_ = read_table(p, sep=sep)
+    assert len(df)==10 and df.text[3]=='well, text 3' and df.label[3]=='y'
+    dls = TextDataLoaders.from_csv(p, sep=sep, tok=tok, bs=2, device='cpu', progress=False)
+    assert dls.test_dl(p).n==10
+    refused("sep=', ' is no separator", source=p, sep=', ')
+
+def test_a_single_column_is_no_fault(tmp_path):
+    (tmp_path/'a.csv').write_text('text\none; two\nthree; four\n')
+    assert read_table(tmp_path/'a.csv', label_cols=None)[0].text.tolist()==['one; two','three; four']
 
 def test_words_that_pandas_takes_for_missing(tmp_path):
     (tmp_path/'a.csv').write_text('text,label\nNA,null\nNone,1\n007,2020-01-01\n')
@@ -147,7 +182,7 @@ def test_folder_trees(tmp_path):
     assert sorted(read_table(tmp_path/'flat')[0].label)==['neg','pos']
     put('a/train/pos/1.txt', 'a/train/neg/1.txt', 'a/train/unsup/3.txt', 'a/test/pos/4.txt', 'a/train/list.txt')
     df,rep = read_table(tmp_path/'a')
-    assert len(df)==2 and 'is_valid' not in df and 'test (1 rows)' in str(rep) and 'unsup (1 rows)' in str(rep)
+    assert len(df)==2 and 'is_valid' not in df and 'test (1 row)' in str(rep) and 'unsup (1 row)' in str(rep)
     assert read_table(tmp_path/'a', valid='test')[0].is_valid.tolist()==[False,False,True]
     assert len(read_table(tmp_path/'a', label_cols=None)[0])==3
     put('one/1.txt')

@@ -22,6 +22,7 @@ from ..core import default_device,human
 from .tokenizer import bundled_tokenizer
 from .corpus import tokenize_corpus
 from .batches import *
+from .tables import n_of
 from .blocks import *
 from .datasets import dataset_info,lm_texts,load_dataset
 
@@ -73,7 +74,7 @@ class TextDataLoaders(DataLoaders):
         return res
 
 # %% ../../nbs/api/15_data.loaders.ipynb #676f7a91
-_reading = ('text_cols','label_cols','label_delim','valid','regression','on_bad','encoding','columns','labels')
+_reading = ('text_cols','label_cols','label_delim','valid','regression','on_bad','encoding','columns','labels','sep')
 
 @patch(cls_method=True)
 @delegates(TextDataLoaders.from_sets, but=['train','valid'])
@@ -159,7 +160,7 @@ def from_list(cls:TextDataLoaders, texts, # strings
 ):
     "From texts, and labels in a second list"
     if labels is None and not kwargs.get('is_lm'): raise ValueError('a classifier needs labels=, one for each text; is_lm=True needs none')
-    if labels is not None and len(labels)!=len(texts): raise ValueError(f'{len(texts):,} texts have {len(labels):,} labels: give one each')
+    if labels is not None and len(labels)!=len(texts): raise ValueError(f'{n_of(len(texts), "text")} and {n_of(len(labels), "label")} do not go together: give one label for each text')
     cols = dict(text=pd.Series(list(texts), dtype=object))
     return cls.from_source(pd.DataFrame(cols if labels is None else dict(**cols, label=pd.Series(list(labels), dtype=object))), **kwargs)
 
