@@ -1,10 +1,12 @@
 "Bad rows, columns, files and characters: each is handled and reported, or refused with a sentence that names it and the way out"
 import json,lzma
 import numpy as np,pandas as pd,pytest
+from fastai.data.block import CategoryBlock,DataBlock
+from fastai.data.transforms import ColReader,IndexSplitter
 from hypothesis import given,settings,strategies as st
 from ulmfit_t5.data.blocks import clean_chars,random_valid,read_table
 from ulmfit_t5.data.datasets import load_dataset
-from ulmfit_t5.data.loaders import TextDataLoaders
+from ulmfit_t5.data.loaders import TextBlock,TextDataLoaders
 from ulmfit_t5.data.tokenizer import train_subword
 
 @pytest.fixture(scope='module')
@@ -96,6 +98,29 @@ def test_empty_splits(tok):
     refused('has no validation rows', source=dict(train=frame(text=['a'], label=['x']), valid=frame(text=[], label=[])))
     refused('has no training rows', '1 was dropped', source=frame(text=[None], label=['x']), on_bad='drop')
     with pytest.raises(ValueError, match='valid_pct=0.2 of 1 row leaves 0'): TextDataLoaders.from_list(['a'], ['x'], tok=tok, progress=False)
+
+def test_too_short_for_a_language_model(tok):
+    make = lambda parts: TextDataLoaders.from_source(parts, is_lm=True, tok=tok, device='cpu', progress=False)
+    long,short = frame(text=['the cat sat on the mat']*9),frame(text=[''])
+    with pytest.raises(ValueError, match='1 text to validate with has 1 token in all, and a language model needs at least 2: give longer'): make(dict(train=long, valid=short))
+    with pytest.raises(ValueError, match='1 text to train with has 1 token in all'): make(dict(train=short, valid=long))
+    dls = make(dict(train=long, valid=long))
+    with pytest.raises(ValueError, match='1 text to read with has 1 token'): dls.test_dl('')
+    with pytest.raises(ValueError, match='there are no texts to read'): dls.test_dl([])
+    assert len(dls.test_dl(['one','two']))>0
+
+@pytest.mark.parametrize('is_lm', [True,False])
+def test_parts_of_a_data_block_that_are_empty(tok, is_lm):
+    df = frame(text=['the cat sat on the mat']*6, label=['x','y']*3)
+    def make(valid):
+        blocks = TextBlock(tok, is_lm=is_lm, seq_len=5) if is_lm else (TextBlock(tok),CategoryBlock)
+        db = DataBlock(blocks, get_x=ColReader('text'), get_y=None if is_lm else ColReader('label'), splitter=IndexSplitter(valid))
+        return db.dataloaders(df, bs=4, device='cpu')
+    with pytest.raises(ValueError, match='of 6 texts the splitter leaves none to train with'): make(range(6))
+    if is_lm:
+        with pytest.raises(ValueError, match='0 texts to validate with have 0 tokens in all'): make([])
+    else: assert len(make([]).valid)==0
+    assert len(make([0,1]).valid)>0
 
 def test_missing_column_offers_the_nearest():
     df = frame(Text=['a'], lable=['x'], other=[1])

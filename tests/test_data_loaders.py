@@ -186,6 +186,21 @@ def test_dbpedia_language_model(dbpedia, kw, tok):
         with learn.no_bar(),learn.no_logging(): learn.fit(1, 1e-2)
         assert learn.recorder.values[-1][1]<np.log(len(tok)) and quiet(learn.show_results, max_n=2)
 
+@pytest.mark.parametrize('back', [False,True])
+def test_language_model_batches_are_shown_as_a_table(dbpedia, kw, tok, back, monkeypatch, capsys):
+    from ulmfit_t5.data import blocks
+    tables = []
+    monkeypatch.setattr(blocks, 'display_df', tables.append)
+    lm = TextDataLoaders.from_df(dbpedia, is_lm=True, backwards=back, seq_len=20, **kw)
+    lm.show_batch(max_n=3)
+    LMLoader(lm.corpus, tok, bs=4, backwards=back).show_batch(max_n=2)
+    DataBlock(TextBlock(tok, is_lm=True, backwards=back), get_x=ColReader('text')).dataloaders(dbpedia, bs=4).show_batch(max_n=2, trunc_at=5)
+    assert [(o.shape,o.columns.tolist()) for o in tables]==[((3,2),['text','text_'])]+[((2,2),['text','text_'])]*2
+    for o in tables[0].itertuples():
+        a,b = (o.text_,o.text) if back else (o.text,o.text_)
+        assert len(b.split())>4 and ' '.join(b.split()[1:-1]) in a and 'xxbos' not in a
+    assert tables[2].text.str.split().str.len().max()<=6 and not capsys.readouterr().out
+
 def test_every_source_gives_the_same_texts(dbpedia, kw, tmp_path):
     df = dbpedia[:60].assign(text=dbpedia.text[:60].str.strip(), part=['train']*50+['valid']*10)
     df.to_csv(tmp_path/'a.csv', index=False)

@@ -66,6 +66,8 @@ class TextDataLoaders(DataLoaders):
         y_range=None # lowest and highest value of a regression
     ):
         "Loaders of sets that are tokenised already"
+        for ds,part in ((train,'train'),(valid,'validate')):
+            if is_lm and ds is not None: enough_tokens(ds.lens, part)
         make,kw = (LMLoader,dict(tok=tok, seq_len=seq_len, backwards=backwards)) if is_lm else (BucketLoader,dict(max_tokens=max_tokens))
         dls = [make(train, bs=bs, shuffle=True, seed=seed, **kw, **(dict(random_bptt=random_bptt) if is_lm else {}))]
         if valid is not None: dls.append(make(valid, bs=val_bs or bs, seed=seed, **kw))
@@ -202,6 +204,7 @@ def test_dl(self:TextDataLoaders,
 ):
     "Loader of new texts, sorted by length; raises what `read_table` raises"
     ds = self.loaders[-1].ds
+    if not isinstance(source, str|Path) and hasattr(source, '__len__') and not len(source): raise ValueError('there are no texts to read: give one or more')
     if isinstance(source, str) and Path(source[:200]).suffix not in ('.csv','.tsv','.jsonl'): source = [source]
     read = {**self.read, **({} if isinstance(source, pd.DataFrame|str|Path) or hasattr(source, 'to_pandas') else dict(text_cols='text'))}
     if not with_labels: read['label_cols'] = None
@@ -210,6 +213,7 @@ def test_dl(self:TextDataLoaders,
     corpus = MemoryCorpus(self.tok.encode_batch(texts)) if len(df)<1000 else tokenize_corpus(texts, self.tok, cache=_cache_of(self.corpus))
     kw = targets(df.assign(is_valid=False), report.kind, ds.labels) if report.kind else {}
     new = TextDataset(corpus, None, kw.pop('y', None), tok=self.tok, backwards=ds.backwards, max_len=ds.max_len, **kw)
+    if self.is_lm: enough_tokens(new.lens, 'read')
     return self.loaders[-1].new(new, bs=bs or self.loaders[-1].bs, shuffle=False)
 
 def _cache_of(corpus): return corpus.path.parent if corpus.path else None
