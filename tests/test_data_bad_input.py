@@ -1,6 +1,7 @@
 "Bad rows, columns, files and characters: each is handled and reported, or refused with a sentence that names it and the way out"
 import json,lzma
 import numpy as np,pandas as pd,pytest
+from fastai.callback.core import Callback
 from fastai.data.block import CategoryBlock,DataBlock
 from fastai.data.transforms import ColReader,IndexSplitter
 from hypothesis import given,settings,strategies as st
@@ -8,6 +9,11 @@ from ulmfit_t5.data.blocks import clean_chars,random_valid,read_table
 from ulmfit_t5.data.datasets import load_dataset
 from ulmfit_t5.data.loaders import TextBlock,TextDataLoaders
 from ulmfit_t5.data.tokenizer import train_subword
+from ulmfit_t5.models.awd_lstm import language_model
+from ulmfit_t5.models.checkpoint import ArtefactError
+from ulmfit_t5.train.callbacks import NonFiniteError
+from ulmfit_t5.artefacts import load_classifier,load_language_model,save_classifier,save_encoder,save_language_model
+from ulmfit_t5.learner import text_classifier_learner
 
 @pytest.fixture(scope='module')
 def tok(): return train_subword(load_dataset('dbpedia', 'test').text[:200], vocab_sz=600, n_threads=1)
@@ -249,3 +255,46 @@ def test_csv_and_jsonl_give_back_what_was_written(tmp_path_factory, rows):
     df.to_csv(d/'a.tsv', index=False, sep='\t')
     (d/'a.jsonl').write_text(''.join(json.dumps(dict(text=t, label=y))+'\n' for t,y in rows), encoding='utf8')
     for f in ('a.csv','a.tsv','a.jsonl'): assert read_table(d/f)[0][['text','label']].values.tolist()==[list(o) for o in rows], f
+
+@pytest.fixture(scope='module')
+def learn(tok):
+    dls = TextDataLoaders.from_list(['the cat sat','a dog ran']*9, ['x','y']*9, tok=tok, bs=4, device='cpu', progress=False)
+    return text_classifier_learner(dls, None, config=dict(emb_sz=8, n_hid=8, n_layers=1, output_p=.1), verbose=False)
+
+@pytest.mark.parametrize('t', ['',' \t\n','\0','\ud800','😀👩‍👩‍👧','שלום عالم','Żółw мир 世界 مرحبا','x'*1_000_000,'xxbos xxpad'])
+def test_any_text_is_answered(learn, t):
+    r = learn.predict(t)
+    assert r.label in ('x','y') and abs(sum(r.probs.values())-1)<1e-5
+    assert learn.predict([t,'the cat'])[0].probs==pytest.approx(r.probs, abs=1e-5)
+
+@pytest.mark.parametrize('bad', [None,float('nan'),3,b'bytes'])
+def test_what_is_not_text_is_not_answered(learn, bad):
+    for o in (bad,['a',bad]):
+        with pytest.raises(TypeError, match=f'{"text 1 is " if isinstance(o, list) else ""}.* {type(bad).__name__}: give a string'): learn.predict(o)
+    assert learn.predict([])==[] and learn.predictor().probs('the cat').shape==(1,2)
+
+def test_a_vocabulary_or_labels_of_the_wrong_size(learn, tok, tmp_path):
+    small = train_subword(['the cat sat on the mat']*9, vocab_sz=280, n_threads=1, hard_vocab_limit=False)
+    for save in (lambda: save_classifier(tmp_path/'c', learn.model, small, ['x','y']), lambda: save_encoder(tmp_path/'c', learn.model.encoder, small)):
+        with pytest.raises(ArtefactError, match=f'a vocabulary of {len(small)} entries does not belong to this model, which has {len(tok)}: give'): save()
+    with pytest.raises(ArtefactError, match='3 labels for a classifier of 2 outputs: give a label for each'): save_classifier(tmp_path/'c', learn.model, tok, list('xyz'))
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('dtype', [None,'fp16'])
+def test_saving_says_nothing_and_gives_the_folder(learn, tok, tmp_path, dtype, capfd, recwarn):
+    lm = language_model(len(tok), emb_sz=8, n_hid=8, n_layers=1)
+    assert save_language_model(tmp_path/'lm', lm, tok, dtype=dtype)==tmp_path/'lm' and learn.save(tmp_path/'c', dtype=dtype)==tmp_path/'c'
+    assert capfd.readouterr()==('','') and not list(recwarn)
+    assert load_language_model(tmp_path/'lm').tok.vocab==tok.vocab and load_classifier(tmp_path/'c').config['labels']==['x','y']
+
+def test_a_loss_that_is_not_finite_stops_with_a_reason(learn):
+    class Burst(Callback):
+        def after_pred(self):
+            if self.train_iter==2: self.learn.pred = self.learn.pred*float('nan')
+    before = {}
+    class Keep(Callback):
+        order = 98
+        def before_batch(self): before.update({k:v.clone() for k,v in self.model.state_dict().items()})
+    with learn.no_bar(),learn.no_logging(),pytest.raises(NonFiniteError, match=r'epoch 0, batch 2 of 4 \(step 2\): loss nan.*Likely cause: .*as they were before'):
+        learn.fit(1, 1e-3, cbs=[Burst(),Keep()])
+    assert all(v.equal(before[k]) for k,v in learn.model.state_dict().items())
