@@ -12,6 +12,7 @@ __all__ = ['pools', 'Seen', 'last_state', 'max_pool', 'mean_pool', 'concat_pool'
 
 # %% ../../nbs/api/22_models.heads.ipynb #fc5a58e0
 import random
+from itertools import groupby
 from typing import NamedTuple
 
 import torch,torch.nn.functional as F
@@ -103,18 +104,28 @@ class Chunk(NamedTuple):
     mask: Tensor   # (k t) True at real tokens
     in_window: bool # does the pooling look at it?
 
+def _runs(rows, bptt, most): # first step, rows and number of the steps that are taken together
+    c = 0
+    for k,g in groupby(rows):
+        left,step = len(list(g)),max(1, most//(k*bptt))
+        while left:
+            m = min(step, left)
+            yield c,k,m
+            c,left = c+m,left-m
+
 def chunk_grid(ids:Tensor, # (b t) rows sorted by length, longest first
     lens:Tensor, # (b)
     bptt:int, # tokens in a chunk
     n_window:int, # last chunks that are pooled
-    pad_id:int=1 # id of the padding
+    pad_id:int=1, # id of the padding
+    most:int=0 # join chunks of the same rows while they have at most so many tokens
 ): # yields `Chunk`
     "Chunks of a batch of documents, aligned at the end"
     n = -(-lens//bptt)                                                                # (b) chunks of each row
     N,width = int(n[0]),int((lens-(n-1)*bptt).max())                                  # width of the last step
     rows = (n >= torch.arange(N, 0, -1, device=n.device)[:,None]).sum(1).tolist()     # rows that have started, by step
-    for c,k in enumerate(rows):
-        t = torch.arange(bptt if c<N-1 else width, device=ids.device)
+    for c,k,m in _runs(rows, bptt, most):
+        t = torch.arange(m*bptt if c+m<N else (m-1)*bptt+width, device=ids.device)
         pos = (c-N+n[:k])[:,None]*bptt + t                                            # (k t) place in the text
         mask = pos < lens[:k,None]
         yield Chunk(ids[:k].gather(1, pos.clamp(max=ids.shape[1]-1)).masked_fill(~mask, pad_id), mask, c >= N-n_window)
@@ -170,13 +181,14 @@ class DocumentEncoder(nn.Module):
         bptc:str='window', # cut gradients where the window begins ('window', the paper) or at every chunk ('detached', fastai)
         pool_all:bool=False, # let maximum and mean also see what lies before the window (without gradient)
         pad_id:int=1, # id of the padding
-        rand_bptt:bool=False # vary `bptt` in training
+        rand_bptt:bool=False, # vary `bptt` in training
+        most:int=8192 # tokens of a call where texts fit into the window and chunks may end anywhere
     ):
         super().__init__()
         if bptc not in ('window','detached'): raise ValueError(f"bptc={bptc!r} is not known: choose 'window' or 'detached'")
         if min(bptt,max_len)<1: raise ValueError(f"bptt={bptt} and max_len={max_len} must be at least 1")
         self.encoder,(self.pool,k) = encoder,get_pool(pool)
-        self.bptt,self.max_len,self.bptc,self.pool_all,self.pad_id,self.rand_bptt = bptt,max_len,bptc,pool_all,pad_id,rand_bptt
+        self.bptt,self.max_len,self.bptc,self.pool_all,self.pad_id,self.rand_bptt,self.most = bptt,max_len,bptc,pool_all,pad_id,rand_bptt,most
         self.n_ftrs = k*encoder.emb_sz
 
     def states(self, ids:Tensor, # (b t) padded behind
@@ -187,11 +199,9 @@ class DocumentEncoder(nn.Module):
         lens = doc_lengths(ids, self.pad_id) if lens is None else lens.to(ids.device)
         order = lens.argsort(descending=True, stable=True)
         bptt = draw_bptt(self.bptt) if self.rand_bptt and self.training else self.bptt
-        n_window = -(-self.max_len//bptt)
-        if not torch.is_grad_enabled() and lens.max()<=n_window*bptt: bptt = max(bptt, self._whole(lens)) # no window to keep to: fewer, longer chunks
         b,state,hs,masks,seen = len(ids),None,[],[],None
         with one_mask(self.encoder):
-            for c in chunk_grid(ids[order], lens[order], bptt, n_window, self.pad_id):
+            for c in self._grid(ids[order], lens[order], bptt):
                 k = len(c.ids)
                 out = self._step(c, grow_state(state, k))
                 state = out.state if c.in_window and self.bptc=='window' else _map(Tensor.detach, out.state)
@@ -201,7 +211,11 @@ class DocumentEncoder(nn.Module):
                 elif self.pool_all: seen = _see(seen, out.out, b)
         return DocStates(torch.cat(hs, 1), torch.cat(masks, 1), seen, order, out)
 
-    def _whole(self, lens): return int(lens.max()) if 1.1*lens.min()>lens.max() else 0 # rows of about one length: all in one chunk
+    def _grid(self, ids, lens, bptt):
+        n = -(-self.max_len//bptt)
+        if lens[0]>n*bptt or (self.bptc=='detached' and torch.is_grad_enabled()): return chunk_grid(ids, lens, bptt, n, self.pad_id)
+        fine = max(1, bptt//3) # all is in the window, so that chunks may end anywhere: little padding, few calls
+        return chunk_grid(ids, lens, fine, -(-lens[0]//fine), self.pad_id, self.most)
 
     def _step(self, c, state):
         if c.in_window or not torch.is_grad_enabled(): return self.encoder(c.ids, state)
