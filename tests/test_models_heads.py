@@ -5,6 +5,7 @@ from hypothesis import given,settings,strategies as st
 from torch import nn
 from ulmfit_t5.core import seed_everything
 from ulmfit_t5.models.awd_lstm import AWDLSTM
+from ulmfit_t5.models.pooling import *
 from ulmfit_t5.models.heads import *
 from ulmfit_t5.models.losses import *
 from ulmfit_t5.models.heads import draw_bptt

@@ -12,6 +12,7 @@ from ulmfit_t5.data.loaders import *
 from ulmfit_t5.models.layers import *
 from ulmfit_t5.models.awd_lstm import *
 from ulmfit_t5.models.losses import *
+from ulmfit_t5.models.pooling import *
 from ulmfit_t5.models.heads import *
 from ulmfit_t5.models.checkpoint import *
 from ulmfit_t5.models.fastai_weights import *
