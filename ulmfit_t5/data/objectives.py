@@ -167,19 +167,18 @@ def restore(inputs, # ids of one input, sentinels in it
 # %% ../../nbs/api/16_data.objectives.ipynb #9061143a
 OBJECTIVES = dict(span_corruption='span_3_15_u_u', replace_spans='iid_15_u_u', bert='iid_15_r10s90_f', mass='iid_15_m_f', drop_tokens='iid_15_d_d',
     deshuffling='iid_100_p_f', all_permute='iid_100_p_f', lm='iid_100_d_f', prefix_lm=None, ul2=None)
-_name = re.compile(r'(?:(iid)|(span)_([\d.]+)|(reg)_(\d+))_([\d.]+)_([mrgpdsu]|r\d+s\d+)_([fdsu])')
-
-def _share(s): return float(s) if '.' in s else int(s)/100
+_num = r'(\d+(?:\.\d+)?|\.\d+)'
+_name = re.compile(rf'(?:(iid|prefix)|(span|reg)_{_num})_{_num}(?:_([mrgpdsu]|r\d+s\d+)_([fdsu]))?')
+_rules = dict(iid=lambda d,n: IidMask(d), prefix=lambda d,n: PrefixMask(d), span=SpanMask, reg=lambda d,n: RegularMask(d, int(n)))
 
 def _parse(name):
-    if m := re.fullmatch(r'prefix(?:_lm)?(?:_([\d.]+))?', name): return Objective(PrefixMask(_share(m[1]) if m[1] else None), 'd', 'd', name)
+    if name=='prefix_lm': return Objective(PrefixMask(), 'd', 'd', name)
     m = _name.fullmatch(OBJECTIVES.get(name) or name)
-    if not m: return None
-    iid,span,mean,reg,n,density,inputs,targets = m.groups()
-    density = _share(density)
-    if not 0<density<=1 or (not iid and density==1) or (span and float(mean)<1) or (reg and int(n)<1): raise ValueError(
-        f'{name!r}: the density {density:g} must be above 0 and below 1 (up to 1 for iid), and spans one token or longer; for example span_3_15_u_u')
-    return Objective(IidMask(density) if iid else SpanMask(density, float(mean)) if span else RegularMask(density, int(n)), inputs, targets, name)
+    if not m or not (m[5] or m[1]=='prefix'): return None
+    rule,n,density = m[1] or m[2],float(m[3] or 1),float(m[4])/(1 if '.' in m[4] else 100)
+    if not 0<density<=1 or (density==1 and rule!='iid') or n<1: raise ValueError(f'{name!r}: the density {density:g} must be above 0 and below 1 '
+        '(up to 1 for iid), and spans one token or longer; for example span_3_15_u_u')
+    return Objective(_rules[rule](density, n), m[5] or 'd', m[6] or 'd', name)
 
 # %% ../../nbs/api/16_data.objectives.ipynb #1eead8ed
 class Mixture:
@@ -224,6 +223,6 @@ def objective(
     if name=='ul2': return Mixture(UL2, **{'name':'ul2', **kwargs})
     if (o := _parse(name)) is not None: return o
     known = [*OBJECTIVES,*filter(None, OBJECTIVES.values()),*UL2]
-    near = difflib.get_close_matches(name, dict.fromkeys(known), 3, .4) or ['span_3_15_u_u']
-    raise ValueError(f"{name!r} is no objective; the nearest are {', '.join(near)}. Names are rule_density_input_target: rules iid, span_n, reg_n; "
+    near = difflib.get_close_matches(name.lower(), dict.fromkeys(known), 3, .4) or ['span_3_15_u_u']
+    raise ValueError(f"{name!r} is no objective; the nearest are {', '.join(near)}. Names are rule_density_input_target: rules iid, span_n, reg_n, prefix; "
         'density in per cent; input m, r, g, p, d, s, u or r10s90; target f, d, s, u')
