@@ -274,3 +274,19 @@ def test_fastais_bar_works_in_a_plain_process(tmp_path):
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=__file__.rsplit('/', 1)[0], timeout=200)
     assert r.returncode==0, r.stderr
     assert 'valid_loss' in r.stdout and 'Epoch 2/2' in r.stdout
+
+def test_the_picture_of_a_history_hides_no_curve():
+    "Rates are named by the modules of their groups, top first, and no legend covers an axis' inside"
+    import matplotlib.pyplot as plt
+    hist = History()
+    make(splitter=lambda m: [list(m.rnn.parameters()),list(m.norm.parameters()),list(m.lin.parameters())], cbs=[hist]).fit_one_cycle(1, slice(1e-4, 1e-2))
+    axs = hist.plot()
+    axs[0].figure.canvas.draw()
+    assert [o.get_text() for o in axs[1].get_legend().get_texts()]==['lin','norm','rnn']==hist.to_dict()['groups'][::-1]
+    for ax in axs:
+        inside,legend = ax.get_window_extent(),ax.get_legend().get_window_extent()
+        assert legend.y0>=inside.y1-1 or legend.x0>=inside.x1-1
+    again = History()
+    again.load_resume_state(json.loads(json.dumps(hist.to_dict())))
+    assert again.group_names==hist.group_names
+    plt.close('all')

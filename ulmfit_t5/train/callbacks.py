@@ -115,7 +115,7 @@ class NaNGuard(Callback):
         if not ok and self.copy is None: state = "The weights were not finite when this fit began, load good ones"
         elif not ok:
             load_learner_state(l, self.copy[1])
-            state = f"The weights were broken by the step before, those after {self.copy[0]} steps were put back"
+            state = f"The weights were broken by the step before, those after {self.copy[0]} step{'s'[self.copy[0]==1:]} were put back"
         where = f"epoch {l.epoch}, batch {l.iter} of {l.n_iter} (step {l.train_iter})"
         raise NonFiniteError(f"training stopped in {where}: loss {l.loss_grad.item():.4g}, gradient norm {l.grad_norm.item():.4g}, "
             f"rate {l.opt.hypers[-1]['lr']:.4g}. Likely cause: {why}. {state}.")
@@ -187,11 +187,11 @@ class TimeBudget(Callback):
         step = float(np.mean(self.step_s[1:] or self.step_s))
         epochs = self.done + (self.budget-self.elapsed)/max(step*self.n_iter+self.reserve, 1e-9)
         fitted = "; the schedule is fitted to that" if self.stretch else ""
-        text = f"{self.budget:.3g} s are enough for about {epochs:.2g} of {self.n_epoch} epochs, at {step*1000:.3g} ms a step{fitted}"
+        text = f"{self.budget:.3g} s are enough for about {epochs:.2g} of {self.n_epoch} epoch{'s'[self.n_epoch==1:]}, at {step*1000:.3g} ms a step{fitted}"
         if epochs<self.n_epoch: self.say(text)
     def after_fit(self):
         cut,s = self.over and self.done<self.n_epoch,self.elapsed
         self.fits.append(dict(seconds=s, epochs=self.done, of=self.n_epoch, steps=self.train_iter, cut=cut))
-        if cut: self.say(f"stopped after {s:.3g} of {self.budget:.3g} s: {self.done:.3g} of {self.n_epoch} epochs were done, the rest cut")
+        if cut: self.say(f"stopped after {s:.3g} of {self.budget:.3g} s: {self.done:.3g} of {self.n_epoch} epoch{'s'[self.n_epoch==1:]} done, the rest cut")
     def resume_state(self): return dict(spent=self.elapsed, fits=self.fits)
     def load_resume_state(self, d): self.start,self.spent,self.fits = self.clock(),d['spent'],d['fits']

@@ -6,7 +6,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.groups.html.md"""
 
 # %% auto #0
 __all__ = ['FACTORS', 'group_splitter', 'param_groups', 'check_groups', 'discriminative', 'open_groups', 'freeze_norms',
-           'unique_params', 'count_params', 'html_table', 'text_table', 'Groups']
+           'unique_params', 'count_params', 'html_table', 'text_table', 'group_names', 'Groups']
 
 # %% ../../nbs/api/31_train.groups.ipynb #92272175
 import html
@@ -59,7 +59,7 @@ def discriminative(lr, # rate of the top group; or one per group, which is check
     if isinstance(lr, slice): lr = np.geomspace(lr.start, lr.stop, n) if lr.start else [lr.stop/10]*(n-1)+[lr.stop]
     elif np.isscalar(lr): lr = _ladder(float(lr), n, factor)
     lr = np.asarray(lr, float)
-    if lr.shape!=(n,): raise ValueError(f"{lr.size} rates for {n} parameter groups: give one rate, or {n} of them, bottom first")
+    if lr.shape!=(n,): raise ValueError(f"{lr.size} rate{'s'[lr.size==1:]} for {n} parameter group{'s'[n==1:]}: give one rate, or {n} of them, bottom first")
     if not (np.isfinite(lr).all() and (lr>=0).all()): raise ValueError(f"rates must be finite and not negative, and these are {lr.tolist()}")
     return lr
 
@@ -139,6 +139,13 @@ def _group_name(names): # of parameters
     k = next((i for i,c in enumerate(zip(*tops)) if len(set(c))>1), min(map(len, tops), default=0))
     return '.'.join(tops[0][:k]) if k else ' + '.join(dict.fromkeys(o[0] or names[0] for o in tops)) if tops else '(empty)'
 
+def group_names(groups, # lists of parameters of `model`
+    model:nn.Module
+) -> list: # such as 'encoder.layers.0'
+    "A name for each group, from the modules that its parameters are in"
+    name = {id(p):n for n,p in model.named_parameters()}
+    return [_group_name([name[id(p)] for p in g if id(p) in name]) for g in groups]
+
 class Groups:
     "The parameter groups of a model or Learner, checked, named and counted; prints as a table"
     def __init__(self, m, # an `nn.Module` or a fastai Learner
@@ -147,9 +154,8 @@ class Groups:
         self.learn,self.model = (None,m) if isinstance(m, nn.Module) else (m,m.model)
         self.params = param_groups(m, splitter)
         check_groups(self.params, self.model)
-        uniq,name = unique_params(self.model),{id(p):n for n,p in self.model.named_parameters()}
-        once = {id(p) for p in uniq.values()}
-        self.names = [_group_name([name[id(p)] for p in g]) for g in self.params]
+        once = {id(p) for p in unique_params(self.model).values()}
+        self.names = group_names(self.params, self.model)
         self.counts = [sum(p.numel() for p in g if id(p) in once) for g in self.params]
 
     def __len__(self): return len(self.params)

@@ -16,6 +16,7 @@ from fastai.learner import Metric
 
 # %% ../../nbs/api/33a_train.record.ipynb #198eeaf1
 from ..core import human
+from .groups import group_names
 from .resume import learner_state,load_learner_state
 from .state import load_state,save_state
 
@@ -27,8 +28,10 @@ class History(Callback):
         n_tokens=None # function of `xb` that counts tokens; by default the size of the first tensor, padding included
     ):
         self.n_tokens,self.fit_no = n_tokens or (lambda xb: xb[0].numel()),-1
-        self.steps,self.epochs = dict(fit=[], epoch=[], loss=[], grad_norm=[], lr=[], tokens=[], seconds=[]),[]
-    def before_fit(self): self.fit_no += 1
+        self.steps,self.epochs,self.group_names = dict(fit=[], epoch=[], loss=[], grad_norm=[], lr=[], tokens=[], seconds=[]),[],[]
+    def before_fit(self):
+        self.fit_no += 1
+        self.group_names = group_names(self.opt.param_lists, self.model)
     def before_epoch(self): self.epoch_start,self.trained = time.perf_counter(),False
     def before_train(self): self.tick = time.perf_counter()
     def after_batch(self):
@@ -49,9 +52,9 @@ class History(Callback):
     def to_dict(self):
         "Everything, ready for JSON"
         self._settle()
-        return dict(steps=self.steps, epochs=self.epochs, fit_no=self.fit_no)
+        return dict(steps=self.steps, epochs=self.epochs, fit_no=self.fit_no, groups=self.group_names)
     resume_state = to_dict
-    def load_resume_state(self, d): self.steps,self.epochs,self.fit_no = d['steps'],d['epochs'],d['fit_no']
+    def load_resume_state(self, d): self.steps,self.epochs,self.fit_no,self.group_names = (d[k] for k in ('steps','epochs','fit_no','groups'))
 
 # %% ../../nbs/api/33a_train.record.ipynb #cbec584a
 @patch(as_prop=True)
@@ -74,16 +77,17 @@ def plot(self:History, axs=None):
     "Losses over steps, and the rate of each group"
     import matplotlib.pyplot as plt
     self._settle()
-    if axs is None: axs = plt.subplots(1, 2, figsize=(10, 3))[1]
+    if axs is None: axs = plt.subplots(1, 2, figsize=(10, 3), layout='constrained')[1]
     ids = list(zip(self.steps['fit'], self.steps['epoch']))
     ends = [max(i for i,o in enumerate(ids) if o==(e['fit'],e['epoch'])) for e in self.epochs]
     axs[0].plot(self.steps['loss'], label='training', lw=1)
     axs[0].plot(ends, [e.get('valid_loss') for e in self.epochs], 'o-', label='validation')
-    for i in range(max(map(len, self.steps['lr']), default=0)):
-        axs[1].plot([r[i] if i<len(r) else math.nan for r in self.steps['lr']], label=f'group {i}')
-    for ax,t in zip(axs, ('loss','rate')):
-        ax.set(title=t, xlabel='step')
-        ax.legend()
+    for i in reversed(range(max(map(len, self.steps['lr']), default=0))):
+        name = self.group_names[i] if i<len(self.group_names) else f'group {i}'
+        axs[1].plot([r[i] if i<len(r) else math.nan for r in self.steps['lr']], label=name, color=f'C{i}')
+    for ax,t in zip(axs, ('loss','rate')): ax.set(ylabel=t, xlabel='step')
+    axs[0].legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=.1)
+    axs[1].legend(loc='upper left', bbox_to_anchor=(1, 1), title='group, top first', alignment='left', frameon=False, fontsize='small')
     return axs
 
 # %% ../../nbs/api/33a_train.record.ipynb #a15ea485

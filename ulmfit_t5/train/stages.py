@@ -49,7 +49,7 @@ class Stage:
         "Which of `n` groups train; ValueError where there are none or too few groups"
         k = n if self.open=='all' else self.open
         ok = 1<=k<=n if isinstance(k, int) else len(k) and all(-n<=i<n for i in k)
-        if not ok: raise ValueError(f"a stage opens {k!r} of {n} groups: give 1 to {n}, or a tuple of groups from 0 (bottom) to {n-1} (top)")
+        if not ok: raise ValueError(f"a stage opens {k!r} of {n} group{'s'[n==1:]}: give 1 to {n}, or a tuple of groups from 0 (bottom) to {n-1} (top)")
         return tuple(range(n-k, n)) if isinstance(k, int) else tuple(sorted({i%n for i in k}))
 
     def peaks(self, n:int) -> np.ndarray: # (n) peak rates, 0 where frozen
@@ -145,7 +145,7 @@ def rows(self:UnfreezeSchedule): # one per stage
 
 @patch
 def _title(self:UnfreezeSchedule):
-    return ', '.join(o for o in (self.name, f'{self.epochs:.3g} epochs', '' if self.restart else 'one curve over all stages', self.note) if o)
+    return ', '.join(o for o in (self.name, f'{self.epochs:.3g} epoch'+'s'[self.epochs==1:], '' if self.restart else 'one curve over all stages', self.note) if o)
 
 # %% ../../nbs/api/31a_train.stages.ipynb #2b030d4d
 @patch
