@@ -15,6 +15,7 @@ from ulmfit_t5.core import seed_everything
 from ulmfit_t5.train.callbacks import ActivationReg,EarlyStop,History,NaNGuard,ResetState,SaveBest,TimeBudget
 from ulmfit_t5.train.optimizers import FusedSGD,NTAvg,adam_ulmfit
 from ulmfit_t5.train.resume import Resumable,RunState
+from ulmfit_t5.train.unfreeze import Stage,UnfreezeSchedule
 from ulmfit_t5.train.state import load_state,pack,save_state,unpack
 
 class Out(tuple):
@@ -192,6 +193,17 @@ def test_another_training_is_refused(tmp_path):
     with pytest.raises(ValueError, match='ask `RunState.done`'): go(stage=2)
     other = Learner(DataLoaders(DataLoader(_data(), bs=8), DataLoader(_data(), bs=8)), nn.Linear(3, 1), nn.MSELoss())
     with pytest.raises(ValueError, match='model was'): other.fit(3, cbs=Resumable(tmp_path))
+
+def test_another_plan_is_refused(tmp_path):
+    "What drives an unfreezing schedule says what its plan is; the first stage, the epochs and the model are the same in all of these"
+    plan = lambda lr=.01, **kw: UnfreezeSchedule(3, [Stage(1, lr=.01),Stage('all', 2, lr=lr, **kw)])
+    go = lambda sched, *cbs, **kw: make(cbs=[ResetState]).fit_unfreeze(sched, cbs=[Resumable(tmp_path, every_steps=2, say=None),*cbs], **kw)
+    with pytest.raises(RuntimeError, match='stopped'): go(plan(), Stop(15))
+    for other,why in ((plan(.02), 'another training: plan: stage 2: lr was 0.01 and is 0.02. Use'),(plan(factor=None), 'plan: stage 2: factor was 2.6 and is None'),
+        (plan(schedule='cosine'), "plan: stage 2: schedule was stlr and is cosine"),(UnfreezeSchedule(3, [Stage('all', 3)]), 'plan: stage 1: open was 1 and is all')):
+        with pytest.raises(ValueError, match=why): go(other)
+    with pytest.raises(ValueError, match='plan: keep_state was False and is True'): go(plan(), keep_state=True)
+    go(plan(name='by another name'))
 
 def test_finished_is_loaded_and_said(tmp_path):
     said,want = [],weights(fit(tmp_path))

@@ -62,14 +62,19 @@ def spec(learn, # after `before_fit`
     scheds = [cb.scheds for cb in learn.cbs if isinstance(cb, ParamScheduler)]
     shapes,kind = stable_hash([(k,list(t.shape)) for k,t in sd.items()]),type(getattr(learn.opt, 'opt', learn.opt)).__name__
     n_batches = None if _own(dl) else len(dl)
+    plan = {k:v for cb in learn.cbs if hasattr(type(cb), 'resume_spec') for k,v in cb.resume_spec().items()}
     d = dict(model=f"{len(sd)} tensors, {human(sum(t.numel() for t in sd.values()))} numbers, hash {shapes}",
         optimizer=f"{kind} with groups of {[len(o) for o in learn.opt.param_lists]} parameters",
         trainable=''.join(str(int(p.requires_grad)) for p in ps), epochs=learn.n_epoch, batches=n_batches,
         batch_size=getattr(dl, 'bs', None), rates=[h['lr'] for h in learn.opt.hypers], decay=[h.get('wd') for h in learn.opt.hypers],
-        schedule=[{k:[f(i/4) for i in range(5)] for k,f in s.items()} for s in scheds], config=config)
+        schedule=[{k:[f(i/4) for i in range(5)] for k,f in s.items()} for s in scheds], config=config, plan=plan)
     return json.loads(json.dumps(d, default=lambda o: o.tolist() if hasattr(o, 'tolist') else str(o)))
 
-def _differs(old, new): return [f"{k} was {old.get(k)} and is {new.get(k)}" for k in {**old,**new} if old.get(k)!=new.get(k)]
+def _differs(old, new, of=''):
+    "What two nests of dicts do not have in common, in words"
+    pairs = [(f'{of}{k}',old.get(k),new.get(k)) for k in {**old,**new} if old.get(k)!=new.get(k)]
+    both = lambda a,b: isinstance(a, dict) and isinstance(b, dict)
+    return [o for k,a,b in pairs for o in (_differs(a, b, f'{k}: ') if both(a, b) else [f'{k} was {a} and is {b}'])]
 
 # %% ../../nbs/api/34_train.resume.ipynb #d6d84275
 class Checkpoints:
@@ -192,7 +197,7 @@ def _continue(self:Resumable, s):
     if s['iter']: learn.all_batches = self._rest
     if getattr(getattr(learn, 'progress', None), 'mbar', None): learn.progress.mbar.update(0)
     if self.say: self.say(f"{self.ckpts.folder}: " + ("this training is finished, its weights were loaded" if s['finished'] else
-        f"going on in epoch {s['epoch']}, batch {s['iter']}, after {s['train_iter']} steps"))
+        f"going on in epoch {s['epoch']}, batch {s['iter']}, after {s['train_iter']} step{'s'[s['train_iter']==1:]}"))
 
 # %% ../../nbs/api/34_train.resume.ipynb #28407d19
 @patch

@@ -195,6 +195,9 @@ class StageDriver(Callback):
     def after_cancel_train(self):
         if hasattr(self.learn, 'recorder'): self.recorder.cancel_train = False # the row of the table stays whole
     def after_batch(self): self.seen.append([h['lr'] for h in self.opt.hypers])
+    def resume_spec(self): # what may not differ where a fit goes on
+        stages = {f'stage {i}':{k:v for k,v in s.items() if k!='name'} for i,s in enumerate(self.sched.to_dict()['stages'], 1)}
+        return dict(stages, restart=self.sched.restart, keep_state=self.keep_state)
     def resume_state(self): return dict(now=self.now, t=self.t, seen=self.seen)
     def load_resume_state(self, d): self.now,self.t,self.seen = d['now'],d['t'],d['seen']
     def after_fit(self):
@@ -213,7 +216,7 @@ def fit_unfreeze(self:Learner, sched:UnfreezeSchedule, # what trains when
     "Train as `sched` says; ValueError where the Learner has other groups than the schedule, or a parameter is in none of them"
     if self.opt is None or reset_opt: self.create_opt()
     n = len(self.opt.param_lists)
-    if n!=sched.n_groups: raise ValueError(f"the schedule is for {sched.n_groups} parameter groups and the Learner has {n}: "
+    if n!=sched.n_groups: raise ValueError(f"the schedule is for {sched.n_groups} parameter group{'s'[sched.n_groups==1:]} and the Learner has {n}: "
         f"make the Learner with a splitter that gives {sched.n_groups} (splitter=group_splitter for a model with groups()), or the schedule for {n}")
     check_groups(self.opt.param_lists, self.model)
     spe = len(self.dls.train)
