@@ -52,7 +52,7 @@ docs: $(STAMP) ## build the documentation into docs/_build/html; warnings are er
 	@echo "Open docs/_build/html/index.html"
 
 bench: $(STAMP) ## measure against the peers; each script prints ours, the peer and the ratio
-	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python "$$f" $(ARGS); done
+	@for f in $(filter-out %/common.py,$(wildcard benchmarks/*.py)); do echo "== $$f"; $(BIN)/python "$$f" $(ARGS); done
 
 pretrain: $(STAMP) ## train a language model like the bundled ones (hours; ARGS=--help says how)
 	@$(BIN)/ulmfit_t5 pretrain $(ARGS)
