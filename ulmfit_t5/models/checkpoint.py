@@ -109,8 +109,7 @@ def default_card(config:dict, # of the artefact
     n_params:int # numbers in the model
 ) -> str: # Markdown
     "The model card that is written when none is given"
-    title = f"{config.get('arch', 'model')} {config.get('kind', '')}"
-    return f'# {title}\n\n{human(n_params)} parameters, written by ulmfit_t5 without a card.\n'
+    return f'# {config.get("arch", "model")} {config.get("kind", "")}\n\n{human(n_params)} parameters, written by ulmfit_t5 without a card.\n'
 
 def write_tensors(folder:Path, # exists
     tensors:dict, # name -> CPU tensor
@@ -187,8 +186,7 @@ def check_file(path:Path, # folder of the artefact
 ):
     "Raise ArtefactError unless one file is what the manifest says"
     p = path/name
-    inside = p.resolve().is_relative_to(path.resolve())
-    if not inside: raise ArtefactError(f"the manifest of {path} names {name!r}, which lies outside of it")
+    if not p.resolve().is_relative_to(path.resolve()): raise ArtefactError(f"the manifest of {path} names {name!r}, which lies outside of it")
     if not p.is_file(): raise ArtefactError(f"{path} lacks {name}, which its manifest lists: save or download it again")
     if p.suffix=='.safetensors': refuse_pickle(p)
     size = p.stat().st_size
