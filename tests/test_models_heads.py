@@ -213,3 +213,24 @@ def test_memory_is_flat_with_document_length():
     "Training on a document a hundred times longer takes at most 30 MB more; its states alone would be 100 MB"
     out = subprocess.run([sys.executable,'-c',_mem], capture_output=True, text=True, check=True).stdout
     assert float(out)<30, f'{out} MB more'
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 9), st.integers(0, 64))
+def test_every_token_is_read_once_and_in_order(lens, bptt, most):
+    "Whatever the size of a chunk and however many are joined, a row's chunks put end to end are its text"
+    lens = torch.tensor(sorted(lens, reverse=True))
+    ids = torch.stack([torch.where(torch.arange(lens[0])<n, 100*(i+1)+torch.arange(lens[0]), 1) for i,n in enumerate(lens)])
+    got,calls = [[] for _ in lens],0
+    for c in chunk_grid(ids, lens, bptt, 10**6, 1, most):
+        calls += 1
+        assert c.ids.shape[1]<=max(bptt, -(-most//len(c.ids)))
+        for i,(r,m) in enumerate(zip(c.ids, c.mask)): got[i] += r[m].tolist()
+    assert got==[ids[i,:n].tolist() for i,n in enumerate(lens)]
+    assert calls<=-(-int(lens[0])//bptt)
+
+def test_joined_chunks_give_the_same_vectors():
+    "Texts that fit into the window are cut where they begin; those of the plain grid are the same"
+    seed_everything()
+    t,enc = pad(texts([23,22,7,1])),no_drop()
+    a,b = (DocumentEncoder(enc, bptt=6, max_len=m, bptc=c).eval() for m,c in ((1000,'window'),(1000,'detached')))
+    torch.testing.assert_close(a(t), b(t), atol=1e-6, rtol=1e-5)
