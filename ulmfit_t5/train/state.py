@@ -9,7 +9,6 @@ __all__ = ['pack', 'unpack', 'save_state', 'load_state', 'rng_state', 'set_rng_s
 
 # %% ../../nbs/api/33b_train.state.ipynb #c846404b
 import json,random
-from pathlib import Path
 import numpy as np,torch
 from fastcore.foundation import L
 from safetensors.torch import load_file,save_file
