@@ -33,11 +33,12 @@ class Windows:
         per = (len(ids)-1)//bs
         if per<1: raise ValueError(f'{len(ids)} tokens can not be cut into {bs} streams: give more text or a smaller batch')
         if backwards: ids = ids[::-1]
-        self.rows,self.seq_len,self.per = [ids[i*per:(i+1)*per+1] for i in range(bs)],seq_len,per
+        self.ids,self.rows,self.seq_len,self.per = ids,[ids[i*per:(i+1)*per+1] for i in range(bs)],seq_len,per
     def __len__(self): return math.ceil(self.per/self.seq_len)
     def __getitem__(self, i: int) -> tuple: # (b t) long each; wraps around
         i = i%len(self)*self.seq_len
         w = torch.from_numpy(np.stack([r[i:i+self.seq_len+1] for r in self.rows]).astype(np.int64))
+        if i%(64*self.seq_len)==0: drop_pages(self.ids)
         return w[:,:-1],w[:,1:]
 
 # %% ../nbs/api/42_pretrain.ipynb #01299826

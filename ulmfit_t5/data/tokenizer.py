@@ -6,20 +6,19 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/data.tokenizer.html.md"""
 
 # %% auto #0
 __all__ = ['SPECIALS', 'UNK_ID', 'PAD_ID', 'BOS_ID', 'EOS_ID', 'FLD_ID', 'REP_ID', 'WREP_ID', 'UP_ID', 'MAJ_ID', 'normalize_word',
-           'clean_text', 'normalize', 'Tokenizer', 'SubwordTokenizer', 'train_subword', 'WordTokenizer', 'split_words',
-           'build_words', 'load_tokenizer', 'bundled_tokenizer']
+           'clean_text', 'normalize', 'Tokenizer', 'SubwordTokenizer', 'train_subword', 'SpacyWords', 'split_words',
+           'WordTokenizer', 'build_words', 'load_tokenizer', 'bundled_tokenizer']
 
 # %% ../../nbs/api/10_data.tokenizer.ipynb #84b8fc69
-import collections,hashlib,html,io,json,re
+import array,collections,hashlib,html,io,itertools,json,re
 from pathlib import Path
 import numpy as np, sentencepiece as sp
-from fastai.text.core import SpacyTokenizer,defaults,UNK,PAD,BOS,EOS,FLD,TK_REP,TK_WREP,TK_UP,TK_MAJ
 
 # %% ../../nbs/api/10_data.tokenizer.ipynb #6e8c036e
 from ..core import *
 
 # %% ../../nbs/api/10_data.tokenizer.ipynb #d67834f3
-SPECIALS = [UNK, PAD, BOS, EOS, FLD, TK_REP, TK_WREP, TK_UP, TK_MAJ]
+SPECIALS = ['xxunk','xxpad','xxbos','xxeos','xxfld','xxrep','xxwrep','xxup','xxmaj']
 UNK_ID,PAD_ID,BOS_ID,EOS_ID,FLD_ID,REP_ID,WREP_ID,UP_ID,MAJ_ID = range(9)
 
 # %% ../../nbs/api/10_data.tokenizer.ipynb #88962f3a
@@ -27,11 +26,12 @@ _run = re.compile(r'([^\W\d]|[^\w\s])\1{3,}')
 
 def normalize_word(w: str) -> tuple: # (marker ids, lower-cased word)
     "Markers of one word, and the word without what they say"
-    w = w.replace('\0', '').encode('utf8', 'ignore').decode('utf8')
-    short = _run.sub(r'\1\1\1', w)
-    marks = [REP_ID] if short!=w else []
-    letters = [c for c in short[:40] if c.isalpha()]
-    if len(letters)>1 and letters[0].isupper(): marks.append(UP_ID if all(c.isupper() for c in letters) else MAJ_ID)
+    if not w.isascii() or '\0' in w: w = w.replace('\0', '').encode('utf8', 'ignore').decode('utf8')
+    short = _run.sub(r'\1\1\1', w) if len(w)>3 else w
+    marks,head = [REP_ID] if short!=w else [],short[:40]
+    if not head.islower():
+        letters = head if head.isalpha() else ''.join(filter(str.isalpha, head))
+        if len(letters)>1 and letters[0].isupper(): marks.append(UP_ID if all(map(str.isupper, letters)) else MAJ_ID)
     return marks,short.lower()
 
 # %% ../../nbs/api/10_data.tokenizer.ipynb #e8bc9639
@@ -48,17 +48,15 @@ def normalize(t: str) -> str: # markers left out: what a vocabulary is trained o
 
 # %% ../../nbs/api/10_data.tokenizer.ipynb #4ceaab1f
 class _Words(dict):
-    "Ids of each word seen so far"
-    def __init__(self, sp_model, most=400_000): self.sp,self.most = sp_model,most
-    def __missing__(self, w):
-        if w in SPECIALS: ids = [SPECIALS.index(w)]
-        else:
-            marks,low = normalize_word(w)
-            ids = marks + [i for k in range(0, len(low), 2000) for i in self.sp.encode(low[k:k+2000])]
-        if len(w)<=40:
-            if len(self)>=self.most: self.clear()
-            self[w] = ids
-        return ids
+    "What each word seen lately is cut into"
+    def __init__(self, cut, most=100_000): self.cut,self.most = cut,most
+    def __missing__(self, w): return self.cut([w])[0]
+    def look_up(self, words): # an iterator, in order
+        new = [w for w in set(words) if w not in self and len(w)<=40]
+        if new:
+            if len(self)+len(new)>self.most: self.clear()
+            self.update(zip(new, self.cut(new)))
+        return map(self.__getitem__, words)
 
 class Tokenizer:
     "What every tokenizer answers"
@@ -86,13 +84,21 @@ class SubwordTokenizer(Tokenizer):
         self.vocab = [self.sp.id_to_piece(i) for i in range(len(self.sp))]
         if self.vocab[:9]!=SPECIALS: raise ValueError(f'this SentencePiece model begins with {self.vocab[:9]}; train it with '
             f'`SubwordTokenizer.train`, so that ids 0 to 8 are {SPECIALS}')
-        self.hash,self.words = stable_hash('subword-1', hashlib.sha256(model).hexdigest()),_Words(self.sp)
+        self.hash,self.words = stable_hash('subword-1', hashlib.sha256(model).hexdigest()),_Words(self._cut)
     def __reduce__(self): return type(self),(self.model,)
+    def _bytes(self, ids): return array.array(np.dtype(self.dtype).char, ids).tobytes()
+    def _cut(self, words):
+        marked = [([SPECIALS.index(w)],'') if w in SPECIALS else normalize_word(w) for w in words]
+        pieces = self.sp.encode([low[:2000] for _,low in marked], num_threads=1)
+        rest = ([i for k in range(2000, len(low), 2000) for i in self.sp.encode(low[k:k+2000])] for _,low in marked)
+        return [self._bytes(marks+ids+more) for (marks,_),ids,more in zip(marked, pieces, rest)]
+    def encode_batch(self, texts) -> list:
+        "Ids of many texts"
+        bos,words = self._bytes([BOS_ID]),(clean_text(t).split() for t in texts)
+        return [np.frombuffer(bytearray().join([bos,*self.words.look_up(ws)]), self.dtype) for ws in words]
     def encode(self, text: str) -> list: # begins with xxbos
         "Ids of one text"
-        words,ids = self.words,[BOS_ID]
-        for w in clean_text(text).split(): ids += words[w]
-        return ids
+        return self.encode_batch([text])[0].tolist()
     def decode(self, ids) -> str: # special tokens left out, case put back
         "Text of ids"
         out,mark = [],None
@@ -138,7 +144,7 @@ def train_subword(texts, # iterable of strings
                 if line.strip(): yield normalize(line)
     out = io.BytesIO()
     opts = dict(model_type='unigram', character_coverage=coverage, byte_fallback=True, normalization_rule_name='nmt_nfkc', num_threads=n_threads,
-        unk_id=0, pad_id=1, bos_id=2, eos_id=3, unk_piece=UNK, pad_piece=PAD, bos_piece=BOS, eos_piece=EOS, control_symbols=SPECIALS[4:],
+        unk_id=0, pad_id=1, bos_id=2, eos_id=3, **dict(zip(('unk_piece','pad_piece','bos_piece','eos_piece'), SPECIALS)), control_symbols=SPECIALS[4:],
         max_sentence_length=20_000, shuffle_input_sentence=True, minloglevel=2)
     try: sp.SentencePieceTrainer.train(sentence_iterator=lines(), model_writer=out, vocab_size=vocab_sz, **opts|kwargs)
     except RuntimeError as e:
@@ -146,6 +152,38 @@ def train_subword(texts, # iterable of strings
         raise ValueError(f'these texts can not fill a vocabulary of {vocab_sz:,} pieces'
             + (f'; give vocab_sz={m[1]} or less' if m else f' ({e})') + ', or more text') from None
     return SubwordTokenizer(out.getvalue())
+
+# %% ../../nbs/api/10_data.tokenizer.ipynb #5faaa671
+def _splitter(rules):
+    "Parts of a text that spaCy cuts independently; one space after a word is no token, other white space is"
+    pairs = {k[i:i+2] for k in rules for i in range(len(k)-1) if not re.search(r'[\w\s]', k[i:i+2])}
+    a,b = (re.escape(''.join(o)) for o in zip(*pairs)) if pairs else ('\0','\0')
+    return re.compile(rf'(\s+|\S+(?:(?<=[{a}]) (?=[{b}])\S+)*)(?:(?<=\S) )?').findall
+
+class SpacyWords:
+    "Words of texts by spaCy's tokenizer, the same as fastai's `SpacyTokenizer` gives"
+    def __init__(self,
+        lang: str='en' # a spaCy language
+    ):
+        import spacy
+        self.tok = spacy.blank(lang).tokenizer
+        if not hasattr(self.tok, 'add_special_case'): raise ValueError(f'spaCy cuts {lang!r} by a tokenizer of its own, which would cut xxbos too: use `train_subword`')
+        for w in SPECIALS: self.tok.add_special_case(w, [dict(ORTH=w)])
+        alone = all(len(k.split())<2 for k in self.tok.rules)
+        self.parts,self.words = _splitter(self.tok.rules) if alone else lambda t: [t],_Words(lambda parts: [[o.text for o in self.tok(p)] for p in parts])
+    def __call__(self,
+        texts # strings, fastai's rules already applied
+    ): # one list of words a text
+        return (list(itertools.chain.from_iterable(self.words.look_up(self.parts(t)))) for t in texts)
+
+def split_words(text: str, spacy) -> list:
+    "Words of one text after fastai's rules"
+    return next(iter(spacy([_ruled(text)])))
+
+def _ruled(t):
+    from fastai.text.core import defaults
+    for r in defaults.text_proc_rules: t = r(t)
+    return t
 
 # %% ../../nbs/api/10_data.tokenizer.ipynb #a949d339
 class WordTokenizer(Tokenizer):
@@ -155,35 +193,25 @@ class WordTokenizer(Tokenizer):
         lang: str='en' # a spaCy language
     ):
         if list(vocab[:4])!=SPECIALS[:4]: raise ValueError(f'a vocabulary begins with {SPECIALS[:4]}, not {list(vocab[:4])}')
-        self.vocab,self.lang,self.spacy = list(vocab),lang,SpacyTokenizer(lang)
+        self.vocab,self.lang,self.spacy = list(vocab),lang,SpacyWords(lang)
         self.ids = {w:i for i,w in reversed(list(enumerate(self.vocab)))}
         self.hash = stable_hash('word-1', lang, self.vocab)
     def __reduce__(self): return type(self),(self.vocab,self.lang)
     def encode(self, text: str) -> list: # begins with xxbos
         "Ids of one text"
         return [self.ids.get(w, UNK_ID) for w in split_words(text, self.spacy)]
-    def encode_batch(self, texts) -> list:
-        "Ids of many texts"
-        return [np.array([self.ids.get(w, UNK_ID) for w in ws], dtype=self.dtype) for ws in self.spacy(map(_ruled, texts))]
     def decode(self, ids) -> str:
         "Text of ids, case put back, spaces between words"
         out,mark = [],None
         for w in self.pieces(ids):
-            if w in (TK_UP,TK_MAJ): mark = w
-            elif w not in SPECIALS or w==UNK:
-                out.append(w.upper() if mark==TK_UP else w.capitalize() if mark==TK_MAJ else w)
+            if w in ('xxup','xxmaj'): mark = w
+            elif w not in SPECIALS or w=='xxunk':
+                out.append(w.upper() if mark=='xxup' else w.capitalize() if mark=='xxmaj' else w)
                 mark = None
         return ' '.join(out)
     def save(self, folder):
         "Write `tokenizer.json`, vocabulary included"
         write_json(Path(folder)/'tokenizer.json', dict(kind='word', version=1, lang=self.lang, hash=self.hash, vocab=self.vocab))
-
-def _ruled(t):
-    for r in defaults.text_proc_rules: t = r(t)
-    return t
-def split_words(text: str, spacy) -> list:
-    "Words of one text after fastai's rules"
-    return list(next(iter(spacy([_ruled(text)]))))
 
 # %% ../../nbs/api/10_data.tokenizer.ipynb #0fbe7464
 def build_words(texts, # iterable of strings
@@ -192,7 +220,7 @@ def build_words(texts, # iterable of strings
     lang: str='en' # a spaCy language
 ) -> WordTokenizer:
     "Vocabulary of the most frequent words"
-    count,spacy = collections.Counter(),SpacyTokenizer(lang)
+    count,spacy = collections.Counter(),SpacyWords(lang)
     for ws in spacy(map(_ruled, texts)): count.update(ws)
     common = [w for w,c in count.most_common() if c>=min_freq and w not in SPECIALS]
     return WordTokenizer(SPECIALS + common[:max_vocab-len(SPECIALS)], lang)
