@@ -47,9 +47,6 @@ def _mean(xs): return 100*float(np.mean(list(xs)))
 
 def _labels(golds, labels): return list(labels) or sorted(set(golds), key=str)
 
-@register_metric
-def _accuracy(golds, values, **kw): return _mean(g==v for g,v in zip(golds, values))
-
 # %% ../nbs/api/50_metrics.ipynb #e4dec24e
 @register_metric
 def _f1(golds, values, labels=(), **kw):
@@ -65,10 +62,13 @@ def _macro_f1(golds, values, labels=(), **kw):
 
 @register_metric
 def _matthews(golds, values, labels=(), **kw):
-    labels = _labels(golds, labels)
-    return 100*float(skm.matthews_corrcoef(_ids(golds, labels), _ids(values, labels)))
+    g,v = (_ids(o, _labels(golds, labels)) for o in (golds, values))
+    return 100*float(skm.matthews_corrcoef(g, v)) if len({*g,*v})>1 else 0.
 
 # %% ../nbs/api/50_metrics.ipynb #90a58797
+@register_metric
+def _accuracy(golds, values, **kw): return _mean(g==v for g,v in zip(golds, values))
+
 @register_metric
 def _group_exact_match(golds, values, groups=None, **kw):
     if groups is None: raise ValueError("group_exact_match needs groups, one for each answer: give the question that it belongs to")
@@ -127,8 +127,7 @@ def _span_f1(golds, values, **kw):
     return dict(span_precision=100*p, span_recall=100*r, span_f1=100*2*p*r/(p+r) if hit else 0.)
 
 @register_metric
-def _tag_accuracy(golds, values, **kw):
-    return _mean(a==b for g,v in zip(golds, values) for a,b in zip(g, v or [None]*len(g)))
+def _tag_accuracy(golds, values, **kw): return _mean(a==b for g,v in zip(golds, values) for a,b in zip(g, v or [None]*len(g)))
 
 # %% ../nbs/api/50_metrics.ipynb #cfd5c05e
 def _need(module, what):
@@ -155,7 +154,9 @@ def _rouge(golds, values, **kw):
 # %% ../nbs/api/50_metrics.ipynb #b7f29f7a
 class Scores(dict):
     "Metric -> per cent, and how many answers it is of"
-    def __init__(self, d, name='', n=0): super().__init__(d); self.name,self.n = name,n
+    def __init__(self, d, name='', n=0):
+        super().__init__(d)
+        self.name,self.n = name,n
     @property
     def mean(self): return float(np.mean([v for k,v in self.items() if k!='invalid']))
     def __str__(self): return f'{self.name} ({self.n}): ' + ', '.join(f'{k} {v:.1f}' for k,v in self.items())

@@ -76,9 +76,9 @@ def _common(a, b): return next((i for i,(x,y) in enumerate(zip(a, b)) if x!=y), 
 
 def _stem(w): return re.sub(r"'s?$", '', w)
 
-def _fit(p, h, i, s, e):
+def _fit(p, known, h, i, s, e):
     around = _common(p[:i][::-1], h[:s][::-1])+_common(p[i+1:], h[e:])
-    new = {_stem(w) for w in h[s:e]}-{'a','an','the'}-{_stem(w) for w in p}
+    new = {_stem(w) for w in h[s:e]}-known
     return around,-len(new),around-s-(len(h)-e)
 
 # %% ../../nbs/api/17a_data.formats.ipynb #eee7139c
@@ -87,7 +87,8 @@ def wnli_referent(premise: str, hypothesis: str
     "The pronoun that the hypothesis replaces, and what it puts there; raises ValueError if the premise has no pronoun"
     words,h = premise.split(' '),hypothesis.split()
     p,low = ([w.lower().strip('.,;:!?"') for w in o] for o in (words, h))
-    tries = [(_fit(p, low, i, s, e),i,s,e) for i,w in enumerate(p) if w in _pronouns for s in range(len(h)) for e in range(s+1, len(h)+1)]
+    known = {'a','an','the',*map(_stem, p)}
+    tries = [(_fit(p, known, low, i, s, e),i,s,e) for i,w in enumerate(p) if w in _pronouns for s in range(len(h)) for e in range(s+1, len(h)+1)]
     if not tries: raise ValueError(f'the premise {premise!r} has none of the pronouns {sorted(_pronouns)}')
     _,i,s,e = max(tries, key=lambda o: o[0])
     return star_word(premise, i, words[i].strip('.,;:!?"')), _stem(' '.join(h[s:e]).rstrip('.,;:!?'))

@@ -53,7 +53,8 @@ class Task:
 @patch
 def gold(self:Task, row: dict): # None where the row has no label
     "The value that an answer is compared with"
-    x = row.get(self.label, next(iter(self.missing), None))
+    if self.label not in row: return None
+    x = row[self.label]
     if isinstance(x, (int,float,str)) and str(x) in self.missing: return None
     if _blank(x): raise ValueError(f'its {self.label!r} is empty')
     return self.value(x)
@@ -61,7 +62,8 @@ def gold(self:Task, row: dict): # None where the row has no label
 @patch
 def to_text(self:Task, row: dict) -> tuple: # (input, target)
     "The two strings of a row; raises ValueError where one would be empty"
-    if all(_blank(row[c]) for c in self.columns): raise ValueError(f"its input is empty ({', '.join(self.columns)})")
+    gap = [c for c in self.columns if _blank(row[c]) and not isinstance(row[c], str)]
+    if gap or all(_blank(row[c]) for c in self.columns): raise ValueError(f"its input is empty ({', '.join(gap or self.columns)})")
     gold = self.gold(row)
     target = UNLABELLED if gold is None else self.target(gold, row)
     if not target.strip(): raise ValueError(f'its target is empty: {self.label!r} is {row.get(self.label)!r}')
@@ -95,11 +97,15 @@ class Examples:
             new = task.expand(r, train)
             if i==0: _check_columns(task, new[0] if new else r)
             self.left_out += not new
-            try: self.pairs += [task.to_text(o) for o in new]
+            try: self._add(new, train)
             except ValueError as e: bad.append((i,e))
-            self.rows += new
         if bad: raise ValueError(f'{len(bad)} of {len(rows)} rows can not be examples of {task.name!r}: of row {bad[0][0]}, {bad[0][1]}')
         if not self.pairs: raise ValueError(f"none of {len(rows)} rows is an example {'to train' if train else 'of'} {task.name!r}")
+    def _add(self, rows, train):
+        pairs = [self.task.to_text(o) for o in rows]
+        if train and any(b==UNLABELLED for _,b in pairs): raise ValueError('there is no label to train on')
+        self.pairs += pairs
+        self.rows += rows
     def __len__(self): return len(self.pairs)
     def __getitem__(self, i): return self.pairs[i]
     def __repr__(self): return f'{len(self):,} examples of {self.task.name!r}, such as {self.pairs[0]}'
@@ -158,8 +164,8 @@ class ClassTask(Task):
         if '' in self._by_key: raise ValueError(f'a label of {name!r} is empty: {self.labels}')
     def read(self, text, row): return self._by_key.get(_key(text))
     def value(self, x):
-        x = int(x) if isinstance(x, float) and x.is_integer() else x
         if (got:=self._by_key.get(_key(str(x)))) is not None: return got
+        if isinstance(x, float) and x.is_integer(): return self.value(int(x))
         if self.numbered and str(x).isdigit() and int(x)<len(self.labels): return self.labels[int(x)]
         raise ValueError(f'its label {x!r} is none of {self.labels}')
 

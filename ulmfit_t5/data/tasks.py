@@ -79,7 +79,7 @@ def _wsc(row): return star_word(row['text'], int(row['span2_index']), row['span2
 def _dpr(row): return star_first(row['sentence'], row['pronoun']),row[f"candidate{int(row['label'])}"]
 
 register_task(ReferentTask('wsc', ['text','span1_text','span2_text','span2_index'], _wsc))
-register_task(ChoiceReferentTask('dpr', ['sentence','pronoun','candidate0','candidate1'], _dpr))
+register_task(ChoiceReferentTask('dpr', ['sentence','pronoun','candidate0','candidate1','label'], _dpr))
 register_task(ReferentTask('wnli', ['sentence1','sentence2'], lambda row: wnli_referent(row['sentence1'], row['sentence2']), trained=False))
 
 # %% ../../nbs/api/17_data.tasks.ipynb #d43fd85d
