@@ -254,7 +254,7 @@ def pretrain(
     texts:str, # text files or a folder of them: .txt with blank lines between documents, or .jsonl; .xz, .gz, .bz2
     valid:str, # held-out text
     out:str, # folder of the run; call again with the same to go on
-    tokenizer:str='', # folder of a tokenizer; trained on `texts` if not given
+    tokenizer:str='', # folder of a tokenizer or a bundled name; trained on `texts` if not given
     vocab_sz:int=10_000, # pieces of a new vocabulary
     budget:str='40min', # time box
     backwards:bool=False, # read text from its end
@@ -277,7 +277,7 @@ def pretrain(
     out = Path(out)
     docs = lambda p: itertools.islice(read_documents(p), max_docs or None)
     if not tokenizer and not (out/'tokenizer'/'tokenizer.json').exists(): train_subword(docs(texts), vocab_sz).save(out/'tokenizer')
-    tok = load_tokenizer(tokenizer or out/'tokenizer')
+    tok = load_tokenizer(model_path(tokenizer) if tokenizer else out/'tokenizer')
     key = lambda p: [(f.name, f.stat().st_size) for f in text_files(p)] + [max_docs]
     c,v = (tokenize_corpus(docs(p), tok, out.parent/'corpora', key=stable_hash(key(p))) for p in (texts,valid))
     cfg = scale_dropouts(dict(compact=COMPACT_LM, full=AWD_LSTM_LM, paper=AWD_LSTM_PAPER, qrnn=QRNN_LM)[config], drop)

@@ -118,7 +118,9 @@ def write_tensors(folder:Path, # exists
     "Write `model.safetensors`, or shards and an index"
     shards = [tensors] if shard_mb is None else pack_shards(tensors, shard_mb*1e6-1000)
     names = [f'model-{i+1:05}-of-{len(shards):05}.safetensors' for i in range(len(shards))] if len(shards)>1 else ['model.safetensors']
-    for n,s in zip(names, shards): save_file({k:t.contiguous() for k,t in s.items()}, folder/n, {'format':'pt'})
+    for n,s in zip(names, shards):
+        save_file({k:t.contiguous() for k,t in s.items()}, folder/n, {'format':'pt'})
+        (folder/n).chmod(0o644) # safetensors leaves it to its owner alone
     if len(shards)==1: return
     where,size = {k:n for n,s in zip(names, shards) for k in s},sum(t.nbytes for t in tensors.values())
     write_json(folder/'model.safetensors.index.json', dict(metadata=dict(total_size=size), weight_map=where))
