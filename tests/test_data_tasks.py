@@ -17,31 +17,24 @@ from ulmfit_t5.metrics import Scores,metric,metrics,normalize_answer,score,suite
 home = os.environ.get('ULMFIT_T5_DATA')
 real = pytest.mark.skipif(not home, reason='$ULMFIT_T5_DATA is not set: rows of real datasets can not be converted')
 
-# one row of each task, its input and target as in the paper's section on formats, texts that are an answer, and one that is none
+# task, row, label, and the input and target that the paper's formats make of them
 pair = dict(sentence1='A.', sentence2='B.')
 nli = dict(premise='P.', hypothesis='H.')
 idx = dict(paragraph=1, question=2, answer=3)
 WSC = dict(text='Mitchell asked Tom if he could lend some money.', span1_text='Tom', span2_text='he', span2_index='4')
-FORMATS = [
-    ('cola', dict(sentence='S.'), 1, 'cola sentence: S.', 'acceptable'),
-    ('cola', dict(sentence='S.'), 0, 'cola sentence: S.', 'unacceptable'),
-    ('sst2', dict(sentence='S.'), 0, 'sst2 sentence: S.', 'negative'),
-    ('mrpc', pair, 1, 'mrpc sentence1: A. sentence2: B.', 'equivalent'),
+FORMATS = [('cola', dict(sentence='S.'), 1, 'cola sentence: S.', 'acceptable'), ('cola', dict(sentence='S.'), 0, 'cola sentence: S.', 'unacceptable'),
+    ('sst2', dict(sentence='S.'), 0, 'sst2 sentence: S.', 'negative'), ('mrpc', pair, 1, 'mrpc sentence1: A. sentence2: B.', 'equivalent'),
     ('mrpc', pair, 0, 'mrpc sentence1: A. sentence2: B.', 'not_equivalent'),
     ('qqp', dict(question1='A?', question2='B?'), 1, 'qqp question1: A? question2: B?', 'duplicate'),
     ('qqp', dict(question1='A?', question2='B?'), 0, 'qqp question1: A? question2: B?', 'not_duplicate'),
-    ('stsb', pair, 2.57, 'stsb sentence1: A. sentence2: B.', '2.6'),
-    ('mnli', nli, 1, 'mnli hypothesis: H. premise: P.', 'neutral'),
+    ('stsb', pair, 2.57, 'stsb sentence1: A. sentence2: B.', '2.6'), ('mnli', nli, 1, 'mnli hypothesis: H. premise: P.', 'neutral'),
     ('mnli_matched', nli, 0, 'mnli hypothesis: H. premise: P.', 'entailment'),
-    ('mnli_mismatched', nli, 2, 'mnli hypothesis: H. premise: P.', 'contradiction'),
-    ('ax', nli, 2, 'mnli hypothesis: H. premise: P.', 'contradiction'),
+    ('mnli_mismatched', nli, 2, 'mnli hypothesis: H. premise: P.', 'contradiction'), ('ax', nli, 2, 'mnli hypothesis: H. premise: P.', 'contradiction'),
     ('qnli', dict(question='Q?', sentence='S.'), 0, 'qnli question: Q? sentence: S.', 'entailment'),
-    ('rte', pair, 1, 'rte sentence1: A. sentence2: B.', 'not_entailment'),
-    ('superglue_rte', nli, 1, 'rte hypothesis: H. premise: P.', 'not_entailment'),
+    ('rte', pair, 1, 'rte sentence1: A. sentence2: B.', 'not_entailment'), ('superglue_rte', nli, 1, 'rte hypothesis: H. premise: P.', 'not_entailment'),
     ('superglue_rte', dict(sentence1='P.', sentence2='H.'), 0, 'rte hypothesis: H. premise: P.', 'entailment'),
     ('axb', dict(sentence1='P.', sentence2='H.'), 0, 'rte hypothesis: H. premise: P.', 'entailment'),
-    ('axg', nli, 0, 'rte hypothesis: H. premise: P.', 'entailment'),
-    ('cb', nli, 1, 'cb hypothesis: H. premise: P.', 'contradiction'),
+    ('axg', nli, 0, 'rte hypothesis: H. premise: P.', 'entailment'), ('cb', nli, 1, 'cb hypothesis: H. premise: P.', 'contradiction'),
     ('cb', nli, 2, 'cb hypothesis: H. premise: P.', 'neutral'),
     ('copa', dict(premise='P.', choice1='A.', choice2='B.', question='effect'), 1, 'copa choice1: A. choice2: B. premise: P. question: effect', 'choice2'),
     ('boolq', dict(question='q', passage='P.'), 'True', 'boolq passage: P. question: q', 'True'),
@@ -51,12 +44,12 @@ FORMATS = [
     ('wsc', WSC, 'true', 'wsc: Mitchell asked Tom if *he* could lend some money.', 'Tom'),
     ('dpr', dict(sentence='Bob asked Tom if he can lend some money.', pronoun='he', candidate0='Bob', candidate1='Tom'), '1',
         'wsc: Bob asked Tom if *he* can lend some money.', 'Tom'),
-    ('wnli', dict(sentence1='The fish ate the worm. It was tasty.', sentence2='The worm was tasty.'), 1, 'wsc: The fish ate the worm. *It* was tasty.', 'The worm'),
+    ('wnli', dict(sentence1='The fish ate the worm. It was tasty.', sentence2='The worm was tasty.'), 1, 'wsc: The fish ate the worm. *It* was tasty.',
+        'The worm'),
     ('wnli', dict(sentence1='Edward dropped adhesive tape onto his window sill, and when he pulled the tape off, some of the glue was stuck on it.',
         sentence2='Some of the glue was stuck on the window sill.'), 0,
         'wsc: Edward dropped adhesive tape onto his window sill, and when he pulled the tape off, some of the glue was stuck on *it*.', 'the window sill'),
-    ('xnli-en', nli, 'neutral', 'mnli hypothesis: H. premise: P.', 'neutral'),
-]
+    ('xnli-en', nli, 'neutral', 'mnli hypothesis: H. premise: P.', 'neutral')]
 
 @pytest.mark.parametrize('name,row,label,source,target', FORMATS, ids=[f'{o[0]}-{o[2]}' for o in FORMATS])
 def test_formats_of_the_paper(name, row, label, source, target):
@@ -230,8 +223,8 @@ def published(name, split):
         with lzma.open(p, 'rt', encoding='utf8') as f: return [json.loads(o) for o in f]
     return load_dataset(name, split, original=True)
 
-VALID = dict(cola=1043, sst2=872, mrpc=408, stsb=1500, qnli=5463, rte=277, wnli=71, superglue_rte=277, boolq=3270, cb=56, copa=100, wic=638, wsc=104, multirc=4848,
-    dialogsum=500, aeslc=1960, translate_en_de=1014, translate_en_fr=1014)
+VALID = dict(cola=1043, sst2=872, mrpc=408, stsb=1500, qnli=5463, rte=277, wnli=71, superglue_rte=277, boolq=3270, cb=56, copa=100, wic=638, wsc=104,
+    multirc=4848, dialogsum=500, aeslc=1960, translate_en_de=1014, translate_en_fr=1014)
 VALID['xnli-en'] = 2490
 OTHER = dict(qqp=('all',23496), dpr=('test',564), translate_en_ro=('test',1087))
 
@@ -331,7 +324,8 @@ def test_places_are_near_the_rates(e, n):
     assert all(got[k]-r[k]*n<=1+1e-6 for k in e) and all(got[k]-r[k]*n>=-len(e) for k in e)
 
 @settings(max_examples=40, deadline=None)
-@given(st.dictionaries(st.sampled_from('abcd'), st.integers(1,20), min_size=1), st.integers(0,2**32), st.integers(4,40), st.integers(0,200), st.sampled_from([1.,2.,math.inf]))
+@given(st.dictionaries(st.sampled_from('abcd'), st.integers(1,20), min_size=1), st.integers(0,2**32), st.integers(4,40), st.integers(0,200),
+    st.sampled_from([1.,2.,math.inf]))
 def test_sampler_goes_on_where_it_was_and_repeats_nothing_early(e, seed, period, start, T):
     m = Mixture('m', e, T=T)
     whole = list(islice(MixtureSampler(m, seed=seed, period=period).stream(), start+50))
