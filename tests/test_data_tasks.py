@@ -17,39 +17,45 @@ from ulmfit_t5.metrics import Scores,metric,metrics,normalize_answer,score,suite
 home = os.environ.get('ULMFIT_T5_DATA')
 real = pytest.mark.skipif(not home, reason='$ULMFIT_T5_DATA is not set: rows of real datasets can not be converted')
 
-# task, row, label, and the input and target that the paper's formats make of them
-pair = dict(sentence1='A.', sentence2='B.')
-nli = dict(premise='P.', hypothesis='H.')
-idx = dict(paragraph=1, question=2, answer=3)
-WSC = dict(text='Mitchell asked Tom if he could lend some money.', span1_text='Tom', span2_text='he', span2_index='4')
-FORMATS = [('cola', dict(sentence='S.'), 1, 'cola sentence: S.', 'acceptable'), ('cola', dict(sentence='S.'), 0, 'cola sentence: S.', 'unacceptable'),
-    ('sst2', dict(sentence='S.'), 0, 'sst2 sentence: S.', 'negative'), ('mrpc', pair, 1, 'mrpc sentence1: A. sentence2: B.', 'equivalent'),
-    ('mrpc', pair, 0, 'mrpc sentence1: A. sentence2: B.', 'not_equivalent'),
-    ('qqp', dict(question1='A?', question2='B?'), 1, 'qqp question1: A? question2: B?', 'duplicate'),
-    ('qqp', dict(question1='A?', question2='B?'), 0, 'qqp question1: A? question2: B?', 'not_duplicate'),
-    ('stsb', pair, 2.57, 'stsb sentence1: A. sentence2: B.', '2.6'), ('mnli', nli, 1, 'mnli hypothesis: H. premise: P.', 'neutral'),
-    ('mnli_matched', nli, 0, 'mnli hypothesis: H. premise: P.', 'entailment'),
-    ('mnli_mismatched', nli, 2, 'mnli hypothesis: H. premise: P.', 'contradiction'), ('ax', nli, 2, 'mnli hypothesis: H. premise: P.', 'contradiction'),
-    ('qnli', dict(question='Q?', sentence='S.'), 0, 'qnli question: Q? sentence: S.', 'entailment'),
-    ('rte', pair, 1, 'rte sentence1: A. sentence2: B.', 'not_entailment'), ('superglue_rte', nli, 1, 'rte hypothesis: H. premise: P.', 'not_entailment'),
-    ('superglue_rte', dict(sentence1='P.', sentence2='H.'), 0, 'rte hypothesis: H. premise: P.', 'entailment'),
-    ('axb', dict(sentence1='P.', sentence2='H.'), 0, 'rte hypothesis: H. premise: P.', 'entailment'),
-    ('axg', nli, 0, 'rte hypothesis: H. premise: P.', 'entailment'), ('cb', nli, 1, 'cb hypothesis: H. premise: P.', 'contradiction'),
-    ('cb', nli, 2, 'cb hypothesis: H. premise: P.', 'neutral'),
-    ('copa', dict(premise='P.', choice1='A.', choice2='B.', question='effect'), 1, 'copa choice1: A. choice2: B. premise: P. question: effect', 'choice2'),
-    ('boolq', dict(question='q', passage='P.'), 'True', 'boolq passage: P. question: q', 'True'),
-    ('boolq', dict(question='q', passage='P.'), 0, 'boolq passage: P. question: q', 'False'),
-    ('multirc', dict(paragraph='<b>S 1: </b>X.<br>Y.', question='Q?', answer='A', idx=idx), 1, 'multirc question: Q? answer: A paragraph: S 1: X. Y.', 'True'),
-    ('wic', dict(word='w', **pair), 'true', 'wic sentence1: A. sentence2: B. word: w', 'True'),
-    ('wsc', WSC, 'true', 'wsc: Mitchell asked Tom if *he* could lend some money.', 'Tom'),
-    ('dpr', dict(sentence='Bob asked Tom if he can lend some money.', pronoun='he', candidate0='Bob', candidate1='Tom'), '1',
-        'wsc: Bob asked Tom if *he* can lend some money.', 'Tom'),
-    ('wnli', dict(sentence1='The fish ate the worm. It was tasty.', sentence2='The worm was tasty.'), 1, 'wsc: The fish ate the worm. *It* was tasty.',
-        'The worm'),
-    ('wnli', dict(sentence1='Edward dropped adhesive tape onto his window sill, and when he pulled the tape off, some of the glue was stuck on it.',
-        sentence2='Some of the glue was stuck on the window sill.'), 0,
-        'wsc: Edward dropped adhesive tape onto his window sill, and when he pulled the tape off, some of the glue was stuck on *it*.', 'the window sill'),
-    ('xnli-en', nli, 'neutral', 'mnli hypothesis: H. premise: P.', 'neutral')]
+# task | columns | label | the input and | target that the paper's formats make of them
+TABLE = """
+cola | sentence=S. | 1 | cola sentence: S. | acceptable
+cola | sentence=S. | 0 | cola sentence: S. | unacceptable
+sst2 | sentence=S. | 0 | sst2 sentence: S. | negative
+mrpc | sentence1=A.; sentence2=B. | 1 | mrpc sentence1: A. sentence2: B. | equivalent
+mrpc | sentence1=A.; sentence2=B. | 0 | mrpc sentence1: A. sentence2: B. | not_equivalent
+qqp | question1=A?; question2=B? | 1 | qqp question1: A? question2: B? | duplicate
+qqp | question1=A?; question2=B? | 0 | qqp question1: A? question2: B? | not_duplicate
+stsb | sentence1=A.; sentence2=B. | 2.57 | stsb sentence1: A. sentence2: B. | 2.6
+mnli | premise=P.; hypothesis=H. | 1 | mnli hypothesis: H. premise: P. | neutral
+mnli_matched | premise=P.; hypothesis=H. | 0 | mnli hypothesis: H. premise: P. | entailment
+mnli_mismatched | premise=P.; hypothesis=H. | 2 | mnli hypothesis: H. premise: P. | contradiction
+ax | premise=P.; hypothesis=H. | 2 | mnli hypothesis: H. premise: P. | contradiction
+qnli | question=Q?; sentence=S. | 0 | qnli question: Q? sentence: S. | entailment
+rte | sentence1=A.; sentence2=B. | 1 | rte sentence1: A. sentence2: B. | not_entailment
+superglue_rte | premise=P.; hypothesis=H. | 1 | rte hypothesis: H. premise: P. | not_entailment
+superglue_rte | sentence1=P.; sentence2=H. | 0 | rte hypothesis: H. premise: P. | entailment
+axb | sentence1=P.; sentence2=H. | 0 | rte hypothesis: H. premise: P. | entailment
+axg | premise=P.; hypothesis=H. | 0 | rte hypothesis: H. premise: P. | entailment
+cb | premise=P.; hypothesis=H. | 1 | cb hypothesis: H. premise: P. | contradiction
+cb | premise=P.; hypothesis=H. | 2 | cb hypothesis: H. premise: P. | neutral
+copa | premise=P.; choice1=A.; choice2=B.; question=effect | 1 | copa choice1: A. choice2: B. premise: P. question: effect | choice2
+boolq | question=q; passage=P. | True | boolq passage: P. question: q | True
+boolq | question=q; passage=P. | 0 | boolq passage: P. question: q | False
+multirc | paragraph=<b>S 1: </b>X.<br>Y.; question=Q?; answer=A | 1 | multirc question: Q? answer: A paragraph: S 1: X. Y. | True
+wic | word=w; sentence1=A.; sentence2=B. | true | wic sentence1: A. sentence2: B. word: w | True
+wsc | text=Mitchell asked Tom if he could lend some money.; span1_text=Tom; span2_text=he; span2_index=4 | true | wsc: Mitchell asked Tom if *he* could lend some money. | Tom
+dpr | sentence=Bob asked Tom if he can lend some money.; pronoun=he; candidate0=Bob; candidate1=Tom | 1 | wsc: Bob asked Tom if *he* can lend some money. | Tom
+wnli | sentence1=The fish ate the worm. It was tasty.; sentence2=The worm was tasty. | 1 | wsc: The fish ate the worm. *It* was tasty. | The worm
+wnli | sentence1=Edward dropped adhesive tape onto his window sill, and when he pulled the tape off, some of the glue was stuck on it.; sentence2=Some of the glue was stuck on the window sill. | 0 | wsc: Edward dropped adhesive tape onto his window sill, and when he pulled the tape off, some of the glue was stuck on *it*. | the window sill
+xnli-en | premise=P.; hypothesis=H. | neutral | mnli hypothesis: H. premise: P. | neutral
+"""
+
+def cells(line):
+    name,row,label,*texts = line.split(' | ')
+    return name,dict(o.split('=', 1) for o in row.split('; ')),int(label) if label.isdigit() else label,*texts
+
+FORMATS = [cells(o) for o in TABLE.strip().split('\n')]
 
 @pytest.mark.parametrize('name,row,label,source,target', FORMATS, ids=[f'{o[0]}-{o[2]}' for o in FORMATS])
 def test_formats_of_the_paper(name, row, label, source, target):
@@ -57,7 +63,7 @@ def test_formats_of_the_paper(name, row, label, source, target):
     ex = t.examples([row])
     assert ex.pairs==[(source,target)]
     a = ex.read([target])
-    assert a.n_invalid==0 and (a.values!=a.golds)==(name in ('wnli','stsb') and label in (0,2.57))
+    assert a.n_invalid==0 and (a.values!=a.golds)==(name in ('wnli','stsb') and label in (0,'2.57'))
     assert ex.read(['']).n_invalid==1
     if name!='dpr': assert t.examples([{k:v for k,v in row.items() if k!='label'}]).pairs==[(source,'<unk>')]
     if t.labels: assert t.examples([{**row, 'label':-1}]).pairs==[(source,'<unk>')]
