@@ -7,7 +7,7 @@ from common import line,parser,review_texts,run
 from ulmfit_t5.data.batches import MemoryCorpus
 from ulmfit_t5.data.noise import Ragged
 from ulmfit_t5.data.objectives import SpecialIds,objective
-from ulmfit_t5.data.packing import DenoisingLoader,PairLoader
+from ulmfit_t5.data.packing import DenoisingLoader,PackedDenoisingLoader,PairLoader
 from ulmfit_t5.data.tokenizer import bundled_tokenizer
 
 def documents(a):
@@ -23,9 +23,10 @@ def pretraining(docs):
     "Share of padding of whole epochs of inputs and targets together"
     dl,raw = DenoisingLoader(MemoryCorpus(docs), 'span_3_15_u_u', sp, bs=16, seed=0),objective('span_3_15_u_u').raw_length(512)
     whole = share([o for b in dl for o in b])
+    apart = share([o for b in PackedDenoisingLoader(MemoryCorpus(docs), 'span_3_15_u_u', sp, bs=16, seed=0) for o in b[:2]])
     own = [d[i:i+raw] for d in docs for i in range(0, len(d), raw)]
     x,y = objective('span_3_15_u_u')(Ragged.of(own), sp, 0)
-    return whole,1-(x.lens.sum()+y.lens.sum())/(len(own)*(512+y.lens.max()))
+    return whole,apart,1-(x.lens.sum()+y.lens.sum())/(len(own)*(512+y.lens.max()))
 
 def pairs(docs, labels):
     "Shares of padding of inputs: packed, in buckets, and shuffled; examples a second of processor time of packing"
@@ -40,9 +41,9 @@ def pairs(docs, labels):
 
 def measure(a):
     docs,labels,name = documents(a)
-    whole,own = pretraining(docs)
+    whole,apart,own = pretraining(docs)
     packed,buckets,mixed,speed,tokens = pairs(docs, labels)
-    return dict(whole=whole, own=own, packed=packed, buckets=buckets, mixed=mixed, speed=speed, tokens=tokens, name=name)
+    return dict(whole=whole, apart=apart, own=own, packed=packed, buckets=buckets, mixed=mixed, speed=speed, tokens=tokens, name=name)
 
 def rows(res, a):
     r = res['all'][0]
@@ -51,6 +52,7 @@ def rows(res, a):
         return line(what, r[ours], r[peer] if ratio else None, ratio, 'share of cells', 'lower', peer_name if ratio else '',
             r['name'] if ratio else f"{r['name']}; {peer_name}: {r[peer]:.4g}")
     return [row('padding in pretraining, inputs and targets', 'whole', 'own', 'rows of their own for each document'),
+        row('the same, documents kept apart by segments', 'apart', 'own', 'rows of their own for each document'),
         row('padding of inputs, packed', 'packed', 'mixed', 'one to a row, shuffled'), row('padding of inputs, packed, against buckets', 'packed', 'buckets', 'one to a row, in buckets'),
         line('examples packed a second', r['speed'], None, None, 'examples a second', note=r['name']),
         line('tokens packed a second', r['tokens'], None, None, 'million tokens a second', note=r['name'])]

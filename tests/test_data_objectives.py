@@ -5,7 +5,7 @@ from hypothesis import given,settings,strategies as st
 from ulmfit_t5.data.batches import MemoryCorpus
 from ulmfit_t5.data.noise import (IidMask,PrefixMask,Ragged,RegularMask,SpanMask,choose,compute_input_and_target_lengths,run_starts,span_counts)
 from ulmfit_t5.data.objectives import OBJECTIVES,UL2,Mixture,Objective,SpecialIds,objective,restore
-from ulmfit_t5.data.packing import DenoisingLoader,PairLoader,collate_packed,fill_rows,segment_mask
+from ulmfit_t5.data.packing import DenoisingLoader,PackedDenoisingLoader,PairLoader,collate_packed,cut_documents,fill_rows,segment_mask
 from ulmfit_t5.show import show_corruption
 
 sp = SpecialIds(32_100, 5000, eos_id=1, pad_id=0, first=3)
@@ -283,6 +283,41 @@ def test_a_tiny_corpus_is_enough():
     s = SpecialIds(1200, 100, eos_id=1, pad_id=0, first=3)
     for name in ('span_3_15_u_u','bert','prefix_lm','ul2'): assert len(list(DenoisingLoader(MemoryCorpus([[5,6]]), name, s)))==1
     with pytest.raises(ValueError, match='give sp'): DenoisingLoader(MemoryCorpus([[5,6]]))
+
+@opts
+@given(lens=st.lists(st.integers(0, 200), max_size=12), length=st.integers(12, 90), least=st.integers(1, 8))
+def test_pieces_cover_each_document_and_fit(lens, length, least):
+    table = list(range(1, length))
+    p = cut_documents(lens, table, [1]*len(table), length, 3, least)
+    for d,n in enumerate(lens): assert [i for _,k,at,m in p if k==d for i in range(at, at+m)]==list(range(n))
+    for r in np.unique(p[:,0]): assert sum(m+1 for m in p[p[:,0]==r,3])<=length and (p[:,0]==r).sum()<=3
+
+@pytest.mark.parametrize('name', ['span_3_15_u_u','span_10_50_u_u','prefix_25','lm'])
+def test_documents_stay_apart(name):
+    rng = np.random.default_rng(0)
+    docs = [np.full(n, i+3) for i,n in enumerate(np.minimum(rng.lognormal(4, 1, 300).astype(int), 3000))] # a document is one token, again and again
+    s = SpecialIds(1200, 200, eos_id=1, pad_id=0, first=3)
+    dl,seen = PackedDenoisingLoader(MemoryCorpus(docs), name, s, inputs_length=256, bs=4, seed=0),np.zeros(400, dtype=int)
+    first = list(dl)
+    for b in first:
+        assert b.inputs.shape[1]==256 and (b.inputs==0).equal(b.input_segments==0) and (b.targets==0).equal(b.target_segments==0)
+        for ids,other,seg,oseg in zip(b.inputs.numpy(), b.targets.numpy(), b.input_segments.numpy(), b.target_segments.numpy()):
+            for k in range(1, seg.max()+1):
+                both = np.concatenate([ids[seg==k],other[oseg==k]])
+                text = both[(both!=1) & (s.number[both]<0)]
+                assert len(set(text))==1
+                seen[text[0]-3] += len(text)
+    assert seen[:300].tolist()==list(map(len, docs))
+    again = PackedDenoisingLoader(MemoryCorpus(docs), name, s, inputs_length=256, bs=4, seed=0)
+    again.load_state_dict(dict(seed=0, epoch=0, pos=2))
+    assert all(x.equal(y) for b,c in zip(first[2:], again, strict=True) for x,y in zip(b, c))
+    empty = sum((o==0).sum() for b in first for o in b[:2])/sum(o.numel() for b in first for o in b[:2])
+    if name.startswith('span'): assert empty<.01+1/sum(len(b.inputs) for b in first) # 1 %, and the last row, which nothing follows
+
+def test_rows_that_can_not_be_planned_are_refused(corpus):
+    s = SpecialIds(1200, 200, eos_id=1, pad_id=0, first=3)
+    with pytest.raises(ValueError, match='left to chance'): PackedDenoisingLoader(corpus, 'iid_15_u_u', s)
+    assert list(PackedDenoisingLoader(MemoryCorpus([]), 'span_3_15_u_u', s))==[]
 
 # %% the picture
 
