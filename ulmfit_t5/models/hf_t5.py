@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
 # %% ../../nbs/api/27_models.hf_t5.ipynb #27a00005
 from ..core import *
@@ -119,6 +118,13 @@ def _embedding(tensors, vocab, path):
     if 'lm_head.weight' in res and res['lm_head.weight'].shape==res['shared.weight'].shape and torch.equal(res['lm_head.weight'], res['shared.weight']): del res['lm_head.weight']
     return res
 
+# %% ../../nbs/api/27_models.hf_t5.ipynb #27a00018
+def _parts_of(tensors, arch):
+    "What of a folder belongs to an architecture, and which it is"
+    arch = arch or ('encoder_decoder' if any(k.startswith('decoder.') for k in tensors) else 'encoder')
+    if arch not in ('encoder','encoder_decoder'): raise ArtefactError(f"arch={arch!r}: a Hugging Face folder can be read as 'encoder_decoder' or 'encoder'")
+    return {k:t for k,t in tensors.items() if arch!='encoder' or not k.startswith(('decoder.','lm_head'))},arch
+
 def load_hf_t5(path, # folder of a T5 or mT5
     arch: str|None=None, # 'encoder' leaves a decoder out; None for what the folder holds
     vocab_sz: int|None=None, # entries of the tokenizer that will be used, checked where given
@@ -132,9 +138,7 @@ def load_hf_t5(path, # folder of a T5 or mT5
     tensors = _embedding(read_tensors(path, weight_files(path)), c.vocab_sz, path)
     if vocab_sz is not None and vocab_sz>c.vocab_sz:
         raise ArtefactError(f"a tokenizer of {vocab_sz:,} entries does not belong to {path}, which has {c.vocab_sz:,} rows: use its own spiece.model")
-    arch = arch or ('encoder_decoder' if any(k.startswith('decoder.') for k in tensors) else 'encoder')
-    if arch not in ('encoder','encoder_decoder'): raise ArtefactError(f"arch={arch!r}: a Hugging Face folder can be read as 'encoder_decoder' or 'encoder'")
-    if arch=='encoder': tensors = {k:t for k,t in tensors.items() if not k.startswith(('decoder.','lm_head'))}
+    tensors,arch = _parts_of(tensors, arch)
     with torch.device('meta'): model = T5(T5Config(**vars(c)|dict(arch=arch, tied='lm_head.weight' not in tensors)))
     model.load_state_dict(_fit(model, tensors, path), assign=True)
     return model.eval().requires_grad_()
@@ -165,6 +169,7 @@ def _write(folder, tensors, shard_mb):
     if n>1: write_json(folder/'model.safetensors.index.json', dict(metadata=dict(total_size=sum(t.nbytes for t in tensors.values())),
         weight_map={k:f for f,s in zip(names, shards) for k in s}))
 
+# %% ../../nbs/api/27_models.hf_t5.ipynb #27a0001a
 def save_hf_t5(path, # folder to write; one that holds a T5 already is replaced
     model: T5, # encoder-decoder, shared or encoder
     spiece=None, # `spiece.model` to copy along, or a folder with one

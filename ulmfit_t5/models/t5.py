@@ -9,7 +9,7 @@ __all__ = ['ARCHS', 'T5_SIZES', 'T5Config', 't5_config', 'RMSNorm', 'FeedForward
            'decoder_inputs', 'T5Output', 'T5', 'T5Loss']
 
 # %% ../../nbs/api/26_models.t5.ipynb #26a00004
-from dataclasses import asdict,dataclass,replace
+from dataclasses import dataclass
 from typing import NamedTuple
 import torch,torch.nn.functional as F
 from torch import nn,Tensor
@@ -59,9 +59,11 @@ def _sizes(version, rows, **kw):
     keys = ('d_model','d_ff','n_layers','n_heads','d_kv')
     return {f'{version}{k}':dict(zip(keys, v))|kw for k,v in rows.items()}
 
-T5_SIZES = _sizes('t5-', dict(small=(512,2048,6,8,64), base=(768,3072,12,12,64), large=(1024,4096,24,16,64), **{'3b':(1024,16384,24,32,128),
-    '11b':(1024,65536,24,128,128)})) | _sizes('t5-v1_1-', dict(small=(512,1024,8,6,64), base=(768,2048,12,12,64), large=(1024,2816,24,16,64),
-    xl=(2048,5120,24,32,64), xxl=(4096,10240,24,64,64)), gated=True, tied=False) | _sizes('', dict(compact=(256,640,4,4,64)), gated=True, vocab_sz=16_100)
+T5_SIZES = (
+    _sizes('t5-', {'small':(512,2048,6,8,64), 'base':(768,3072,12,12,64), 'large':(1024,4096,24,16,64), '3b':(1024,16384,24,32,128), '11b':(1024,65536,24,128,128)})
+    | _sizes('t5-v1_1-', dict(small=(512,1024,8,6,64), base=(768,2048,12,12,64), large=(1024,2816,24,16,64), xl=(2048,5120,24,32,64), xxl=(4096,10240,24,64,64)),
+        gated=True, tied=False)
+    | _sizes('', dict(compact=(256,640,4,4,64)), gated=True, vocab_sz=16_100))
 
 def t5_config(name: str='compact', # a key of `T5_SIZES`
     **kwargs # entries of `T5Config` to replace
@@ -204,34 +206,39 @@ class T5(nn.Module):
         input_segments: Tensor # (b t)
     ) -> Tensor: # (b u d)
         seg = _one(segments)
-        return self.decoder(self.embed(ids), visible(seg, seg, causal=True), memory, visible(segments.clamp(min=1), input_segments))
+        return self.decoder(self.embed(ids), visible(seg, seg, causal=True), memory, visible(seg.clamp(min=1), _one(input_segments)))
     def logits(self, hidden) -> Tensor: # (... d), or a `T5Output` -> (... V)
         h = hidden.hidden if isinstance(hidden, T5Output) else hidden
         return F.linear(h*self.config.scale, self.head_weight)
-    def forward(self, inputs: Tensor, # (b t) ids
-        targets: Tensor|None=None, # (b u) ids to tell; without them an encoder gives its states
-        input_segments: Tensor|None=None, # (b t) of packed rows, 0 for padding
-        target_segments: Tensor|None=None # (b u)
-    ) -> T5Output:
-        c = self.config
-        iseg = segments_of(inputs, c.pad_id) if input_segments is None else input_segments
-        if targets is None:
-            if self.decoder is not None: raise ValueError(f'a T5 of arch={c.arch!r} needs targets: give them, or call generate')
-            return T5Output(self.encode(inputs, iseg), None)
-        tseg = segments_of(targets, c.pad_id) if target_segments is None else target_segments
-        if self.is_lm: return self._joined(inputs.clamp(min=0), targets, iseg, tseg)
-        labels,memory = targets.masked_fill(tseg==0, -100),self.encode(inputs, iseg)
-        if self.decoder is None: return T5Output(memory, labels)
-        return T5Output(self.decode(decoder_inputs(targets, tseg, c.start_id), tseg, memory, iseg), labels)
-    def _joined(self, inputs, targets, iseg, tseg):
-        ids,seg,side = join_sides(inputs, targets, iseg, tseg)
-        prefix = (side==0) & (seg>0) if self.config.arch=='prefix_lm' else None
-        h = self.decoder(self.embed(decoder_inputs(ids, seg, self.config.start_id)), visible(seg, seg, True, prefix))
-        return T5Output(h, ids.masked_fill(side==0, -100))
 
 def _one(segments):
     "One row for all, where no row has padding: then a mask of the batch is one of a row"
     return segments[:1] if segments.is_cpu and bool((segments==1).all()) else segments
+
+# %% ../../nbs/api/26_models.t5.ipynb #26a00027
+@patch
+def forward(self:T5, inputs: Tensor, # (b t) ids
+    targets: Tensor|None=None, # (b u) ids to tell; without them an encoder gives its states
+    input_segments: Tensor|None=None, # (b t) of packed rows, 0 for padding
+    target_segments: Tensor|None=None # (b u)
+) -> T5Output:
+    c = self.config
+    iseg = segments_of(inputs, c.pad_id) if input_segments is None else input_segments
+    if targets is None:
+        if self.decoder is not None: raise ValueError(f'a T5 of arch={c.arch!r} needs targets: give them, or call generate')
+        return T5Output(self.encode(inputs, iseg), None)
+    tseg = segments_of(targets, c.pad_id) if target_segments is None else target_segments
+    if self.is_lm: return self._joined(inputs.clamp(min=0), targets, iseg, tseg)
+    labels,memory = targets.masked_fill(tseg==0, -100),self.encode(inputs, iseg)
+    if self.decoder is None: return T5Output(memory, labels)
+    return T5Output(self.decode(decoder_inputs(targets, tseg, c.start_id), tseg, memory, iseg), labels)
+
+@patch
+def _joined(self:T5, inputs, targets, iseg, tseg):
+    ids,seg,side = join_sides(inputs, targets, iseg, tseg)
+    prefix = (side==0) & (seg>0) if self.config.arch=='prefix_lm' else None
+    h = self.decoder(self.embed(decoder_inputs(ids, seg, self.config.start_id)), visible(seg, seg, True, prefix))
+    return T5Output(h, ids.masked_fill(side==0, -100))
 
 # %% ../../nbs/api/26_models.t5.ipynb #26a0001e
 class T5Loss:
