@@ -21,7 +21,7 @@ from fasttransform.transform import Pipeline
 # %% ../../nbs/api/12a_data.batches.ipynb #fbeb1fc6
 from .tokenizer import PAD_ID
 from .corpus import Corpus,drop_pages
-from .documents import MemoryCorpus,TextDataset,spans,text_dataset
+from .documents import *
 
 # %% ../../nbs/api/12a_data.batches.ipynb #be4d131d
 _all_ = ['MemoryCorpus','TextDataset','spans','text_dataset']
@@ -216,8 +216,7 @@ def cut(self:BucketLoader, idxs):
     "Batches of an order"
     groups = np.split(idxs, range(self.bs, len(idxs), self.bs)) if len(idxs) else []
     if self.drop_last and len(groups)>1 and len(groups[-1])<self.bs: groups.pop()
-    groups = [p for g in groups for p in self._fit(g)]
-    return _join_single(groups) if self.shuffle else groups
+    return [p for g in (_join_single(groups) if self.shuffle else groups) for p in self._fit(g)]
 
 @patch
 def _fit(self:BucketLoader, g):
