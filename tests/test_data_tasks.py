@@ -8,7 +8,7 @@ from hypothesis import given,settings,strategies as st
 from sklearn import metrics as skm
 from ulmfit_t5.data import formats as F
 from ulmfit_t5.data.datasets import dataset_info,load_dataset
-from ulmfit_t5.data.mixtures import Mixture,MixtureSampler,PLANS,mixing_rates,places,plan
+from ulmfit_t5.data.mixtures import TaskMixture,MixtureSampler,PLANS,mixing_rates,places,plan
 from ulmfit_t5.data.task_types import ClassTask,check_labels
 from ulmfit_t5.data.tasks import classification_task,get_task,regression_task,summary_task,tagging_task,tasks,text_task,translation_task
 from ulmfit_t5.data.tokenizer import bundled_tokenizer
@@ -333,7 +333,7 @@ def test_places_are_near_the_rates(e, n):
 @given(st.dictionaries(st.sampled_from('abcd'), st.integers(1,20), min_size=1), st.integers(0,2**32), st.integers(4,40), st.integers(0,200),
     st.sampled_from([1.,2.,math.inf]))
 def test_sampler_goes_on_where_it_was_and_repeats_nothing_early(e, seed, period, start, T):
-    m = Mixture('m', e, T=T)
+    m = TaskMixture('m', e, T=T)
     whole = list(islice(MixtureSampler(m, seed=seed, period=period).stream(), start+50))
     assert list(islice(MixtureSampler(m, seed=seed, period=period).stream(start), 50))==whole[start:]
     workers = [list(islice(MixtureSampler(m, seed=seed, period=period).stream(i, 3), 10)) for i in range(3)]
@@ -343,7 +343,7 @@ def test_sampler_goes_on_where_it_was_and_repeats_nothing_early(e, seed, period,
         for k in range(0, len(seen)-e[t]+1, e[t]): assert sorted(seen[k:k+e[t]])==list(range(e[t]))
 
 def test_sampler_draws_at_its_rates():
-    m = Mixture('m', dict(a=100_000, b=3_000, c=50), K=2**16)
+    m = TaskMixture('m', dict(a=100_000, b=3_000, c=50), K=2**16)
     got = [MixtureSampler(m, seed=s, period=4096) for s in (1,2)]
     first = [[s.at(i) for i in range(4096)] for s in got]
     assert first[0]!=first[1]
@@ -353,7 +353,7 @@ def test_sampler_draws_at_its_rates():
 
 def test_sampler_is_far_from_free_of_order():
     "Neither tasks nor examples come in blocks: the number of changes of task is what chance gives"
-    s = MixtureSampler(Mixture('m', dict(a=500, b=500)), period=2000)
+    s = MixtureSampler(TaskMixture('m', dict(a=500, b=500)), period=2000)
     names,ix = zip(*islice(s.stream(), 2000))
     changes = sum(a!=b for a,b in zip(names, names[1:]))
     assert abs(changes-1000)<5*math.sqrt(2000)/2
@@ -363,13 +363,13 @@ def test_sampler_is_far_from_free_of_order():
 def test_stream_of_texts():
     ex = dict(rte=get_task('rte').examples([dict(sentence1=f'{i}', sentence2='b', label=0) for i in range(3)]),
         cola=get_task('cola').examples([dict(sentence='s', label=1)]))
-    s = MixtureSampler(Mixture('m', {k:len(v) for k,v in ex.items()}), period=4)
+    s = MixtureSampler(TaskMixture('m', {k:len(v) for k,v in ex.items()}), period=4)
     got = list(islice(s.texts(ex), 4))
     assert sorted(got)==[('cola sentence: s','acceptable','cola'),*((f'rte sentence1: {i} sentence2: b','entailment','rte') for i in range(3))]
     with pytest.raises(ValueError, match="'cola' has 0 examples here"): s.texts(dict(rte=ex['rte']))
 
 def test_plans():
-    m = Mixture('all', dict(c4=10**6, glue=100, squad=50))
+    m = TaskMixture('all', dict(c4=10**6, glue=100, squad=50))
     for how in PLANS:
         ss = plan(how, m, ['c4'])
         known = {''}
