@@ -9,7 +9,7 @@ NEEDS = dict(what=str, unit=str)
 MORE = dict(peer_name=str, better=str, note=str)
 TOP = dict(name=str, command=str, date=str, machine=str, cores=int, versions=dict, rows=list)
 STRICT = TOP | dict(threads=int, seconds=int, quick=bool)
-SCRIPTS = ['lm_step','classifier','inference','generation','tokenise','streaming']
+SCRIPTS = ['lm_step','classifier','inference','generation','tokenise','streaming','span_corruption','packing']
 EXTRA = dict(streaming='/proc/self/smaps_rollup')
 number = lambda o: isinstance(o, (int,float)) and not isinstance(o, bool)
 

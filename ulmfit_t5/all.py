@@ -6,9 +6,16 @@ from ulmfit_t5.data.datasets import *
 from ulmfit_t5.data.tokenizer import *
 from ulmfit_t5.data.corpus import *
 from ulmfit_t5.data.tables import *
+from ulmfit_t5.data.formats import *
 from ulmfit_t5.data.batches import *
 from ulmfit_t5.data.blocks import *
 from ulmfit_t5.data.loaders import *
+from ulmfit_t5.data.noise import *
+from ulmfit_t5.data.objectives import *
+from ulmfit_t5.data.packing import *
+from ulmfit_t5.data.task_types import *
+from ulmfit_t5.data.tasks import *
+from ulmfit_t5.data.mixtures import *
 from ulmfit_t5.models.layers import *
 from ulmfit_t5.models.awd_lstm import *
 from ulmfit_t5.models.losses import *
@@ -16,6 +23,8 @@ from ulmfit_t5.models.pooling import *
 from ulmfit_t5.models.heads import *
 from ulmfit_t5.models.checkpoint import *
 from ulmfit_t5.models.fastai_weights import *
+from ulmfit_t5.models.t5 import *
+from ulmfit_t5.models.hf_t5 import *
 from ulmfit_t5.train.schedules import *
 from ulmfit_t5.train.groups import *
 from ulmfit_t5.train.stages import *
@@ -27,6 +36,8 @@ from ulmfit_t5.train.state import *
 from ulmfit_t5.train.resume import *
 from ulmfit_t5.artefacts import *
 from ulmfit_t5.inference import *
+from ulmfit_t5.metrics import *
+from ulmfit_t5.show import *
 from ulmfit_t5.learner import *
 from ulmfit_t5.ulmfit import *
 from ulmfit_t5.pretrain import *
