@@ -61,7 +61,7 @@ def __iter__(self:SeededDL):
         for o in plan[self.pos:]:
             self.pos += 1
             yield self._finish(o)
-            if self.pos%max(1, 512//self.bs)==0 and getattr(self, 'ds', None) is not None: drop_pages(self.ds.corpus.ids)
+            if self.pos%max(1, 128//self.bs)==0 and getattr(self, 'ds', None) is not None: drop_pages(self.ds.corpus.ids)
         self.after_iter()
     finally: self._busy = False
 
