@@ -11,11 +11,10 @@ def plans():
     from ulmfit_t5.all import UnfreezeSchedule as U,classifier_schedule
     def full(lr, factor, steps): return lambda n,spe: U.full(n, epochs(steps, spe), lr=lr, factor=factor)
     def gradual(lr, factor, each, last): return lambda n,spe: U.gradual(n, epochs(each, spe), epochs(last, spe), lr=lr, factor=factor)
-    return {'the default': classifier_schedule,
-        'all at once, 4e-3, factor 1.3, 200 steps': full(4e-3, 1.3, 200),
-        'all at once, 2e-3, factor 1.3, 300 steps': full(2e-3, 1.3, 300),
-        'gradual, 4e-3, factor 1.3, 10 + 200 steps': gradual(4e-3, 1.3, 10, 200),
-        'gradual, 1e-2, factor 2.6, 20 + 250 steps': gradual(1e-2, 2.6, 20, 250)}
+    res = {'the default': classifier_schedule}
+    for lr,factor,steps in (4e-3,1.3,200),(2e-3,1.3,300): res[f'all at once, {lr:g}, factor {factor}, {steps} steps'] = full(lr, factor, steps)
+    for lr,factor,each,last in (4e-3,1.3,10,200),(1e-2,2.6,20,250): res[f'gradual, {lr:g}, factor {factor}, {each} + {last} steps'] = gradual(lr, factor, each, last)
+    return res
 
 def stage_b(a, texts, folder):
     from ulmfit_t5.all import LineProgress,TextDataLoaders,TimeBudget,language_model_learner,lm_schedule

@@ -22,7 +22,8 @@ def fit(a, train, test, start, seed, backwards=False):
     t = time.time()
     df = pd.concat([train.assign(is_valid=False), train[:64].assign(is_valid=True)]) # the 64 only show that it learns
     dls = TextDataLoaders.from_df(df, valid_col='is_valid', bs=32, seed=seed, backwards=backwards, progress=False)
-    lm_dls = start and TextDataLoaders.from_list(train.text.tolist(), is_lm=True, valid_pct=.05, bs=32, seq_len=35, seed=seed, backwards=backwards, progress=False)
+    lm_dls = start and TextDataLoaders.from_list(train.text.tolist(), is_lm=True, valid_pct=.05, bs=32, seq_len=35, seed=seed, backwards=backwards,
+        progress=False)
     n = 5 # groups: embedding, three layers, head (of the language model: the bias of its softmax)
     plan = U.full(n, 8, lr=4e-3, factor=1., name='all at once') if start is None else U.full(n, a.epochs, lr=4e-3, factor=1.3, name='all at once')
     u = ULMFiT(dls, lm_dls, start, lm_plan=start and U.full(n, a.lm_epochs, lr=4e-3, factor=1.3, name='language model'), plan=plan, lm_drop=a.lm_drop, drop=a.drop, seed=seed)
@@ -50,7 +51,8 @@ def main():
     if a.quick: train,test,a.seeds,a.minutes = train[:200],test[:60],1,.1
     base,errors,secs = tfidf(train, test),{},{}
     def note(k, e, t):
-        errors.setdefault(k, []).append(e['error']); secs.setdefault(k, []).append(t)
+        errors.setdefault(k, []).append(e['error'])
+        secs.setdefault(k, []).append(t)
     for seed in range(a.seeds):
         made = {}
         for k,start,back in (('forward','awd-lstm-fwd',False),('backward','awd-lstm-bwd',True),('scratch',None,False)):

@@ -176,7 +176,10 @@ class SpacyWords:
     ): # one list of words a text
         return (list(itertools.chain.from_iterable(self.words.look_up(self.parts(t)))) for t in texts)
 
-def split_words(text: str, spacy) -> list:
+# %% ../../nbs/api/10_data.tokenizer.ipynb #5faaa672
+def split_words(text: str, # one text
+    spacy # a `SpacyWords`
+) -> list:
     "Words of one text after fastai's rules"
     return next(iter(spacy([_ruled(text)])))
 
