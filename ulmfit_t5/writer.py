@@ -50,7 +50,9 @@ def check_t5(c: T5Config, tok, what='this model'):
 def task_info(task) -> dict|None: # plain values
     "What an artefact keeps of a task; None where its text is made by a function of its own"
     plain = task is not None and isinstance(task.source, partial) and task.source.func is fields_text
-    return dict(name=task.name, columns=task.columns, prefix=task.prefix, labels=list(task.labels)*isinstance(task, ClassTask), metrics=list(task.metrics)) if plain else None
+    if not plain: return None
+    labels = list(task.labels) if isinstance(task, ClassTask) else []
+    return dict(name=task.name, columns=task.columns, prefix=task.prefix, labels=labels, metrics=list(task.metrics))
 
 def task_from_info(d):
     "The task that `task_info` described, to write with"
@@ -143,6 +145,7 @@ def _rows(self:TextWriter, texts):
     parts = [cut_windows(o, m, prefix_ids(self.tok, self.task)) if self.long=='window' else [o if len(o)<=m else np.append(o[:m-1], o[-1:])] for o in ids]
     return sum(parts, []),np.repeat(np.arange(len(ids)), [len(p) for p in parts]),n_long
 
+# %% ../nbs/api/45b_writer.ipynb #45b00021
 @patch
 def _batches(self:TextWriter, rows):
     "Numbers of rows of like length, longest first, and their padded ids"
@@ -217,6 +220,7 @@ def probs(self:TextWriter, texts, labels=None) -> np.ndarray: # (n k), each row 
     p = np.exp(s-s.max(1, keepdims=True))
     return p/p.sum(1, keepdims=True)
 
+# %% ../nbs/api/45b_writer.ipynb #45b00022
 @patch
 def predict(self:TextWriter, text, # a text or a row of the task, or a list of them
     constrained: bool=False, # only labels are answers
