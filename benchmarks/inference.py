@@ -4,7 +4,7 @@ With --model FOLDER --test FILE (a saved classifier; a csv with columns text and
 import json,statistics,time
 from common import line,parser,review_texts,run
 
-MODEL,VOCAB,N,BS,N_OUT = dict(emb_sz=400, n_hid=1152),60_000,96,64,2
+MODEL,VOCAB,N,BS,N_OUT = dict(emb_sz=400, n_hid=1152),60_000,320,64,2
 TINY = dict(emb_sz=24, n_hid=32)
 
 def setting(a): return (TINY,2000,8,4,4) if a.quick else (MODEL,VOCAB,N,BS,12) # the last: single texts, the first two of them to warm up

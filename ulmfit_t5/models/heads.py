@@ -85,7 +85,7 @@ class DocumentEncoder(nn.Module):
     def _grid(self, ids, lens, bptt):
         n = -(-self.max_len//bptt)
         if lens[0]>n*bptt or (self.bptc=='detached' and torch.is_grad_enabled()): return chunk_grid(ids, lens, bptt, n, self.pad_id)
-        fine = max(1, bptt//3) # all is in the window, so that chunks may end anywhere: little padding, few calls
+        fine = max(1, bptt//(2 if torch.is_grad_enabled() else 3)) # all is in the window, so that chunks may end anywhere: little padding, few calls
         return chunk_grid(ids, lens, fine, -(-lens[0]//fine), self.pad_id, self.most)
 
     def _step(self, c, state):

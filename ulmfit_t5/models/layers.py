@@ -67,11 +67,12 @@ class WeightDropped(nn.Module):
     def dropped(self, w: Tensor) -> Tensor: # a parameter -> the same size
         "`w` with some of its entries set to zero; drawn anew at each call, but once within `one_mask`"
         if not self.training or self.weight_p==0.: return w
-        if self._held is None: return w*dropout_mask(w, w.shape, self.weight_p)
-        held,on = self._held,torch.is_grad_enabled()
-        if 'mask' not in held: held['mask'] = dropout_mask(w, w.shape, self.weight_p)
-        if on not in held: held[on] = w*held['mask'] # one for chunks with a graph, one for those without
-        return held[on]
+        mask = self._once('mask', lambda: dropout_mask(w, w.shape, self.weight_p))
+        return self._once(('dropped',torch.is_grad_enabled()), lambda: w*mask) # one for chunks with a graph, one for those without
+    def _once(self, key, make):
+        if self._held is None: return make()
+        if key not in self._held: self._held[key] = make()
+        return self._held[key]
 
 @contextmanager
 def one_mask(model: nn.Module): # layers that drop weights are found in it
@@ -107,8 +108,8 @@ class LSTMLayer(WeightDropped):
         return z,z
     def forward(self, x: Tensor, state=None) -> tuple: # (t b i), (h,c) -> (t b h), (h,c)
         dt = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        w_hh = self.dropped(self.weight_hh)
-        ws = [w.to(dt) for w in (self.weight_ih, w_hh, self.bias_ih, self.bias_hh)]
+        own = self.weight_ih,self.dropped(self.weight_hh),self.bias_ih,self.bias_hh
+        ws = self._once((dt,torch.is_grad_enabled()), lambda: [w.to(dt) for w in own])
         hc = tuple(s.to(dt) for s in state or self.zero_state(x.shape[1]))
         with torch.autocast(x.device.type, enabled=False):
             out,h,c = torch._VF.lstm(x.to(dt), hc, ws, True, 1, 0., self.training, False, False)
