@@ -6,7 +6,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/text2text.html.md"""
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'Text2TextLearner', 'text2text_learner', 't5_unfreeze', 'TaskScores', 'denoising_loaders',
-           'saved_tokenizer', 'span_corruption_learner']
+           'span_corruption_learner']
 
 # %% ../nbs/api/45_text2text.ipynb #45000004
 import tempfile
@@ -117,8 +117,8 @@ def evaluate(self:Text2TextLearner, source=None, # name of a task, `Task`, `Exam
     **kwargs # of `TextWriter.write`
 ): # `TaskScores`, or a dict of them where several tasks validate
     "Metrics of a task, with the number of answers outside its labels; raises ValueError for a source that has no labels to compare with"
-    if source is None: many = self.dls.valid_examples
-    else: many = {'':validation(source) if isinstance(source, (str,Task)) else to_examples(source, 'validation', self.task)}
+    if source is None: many = getattr(self.dls, 'valid_examples', {})
+    else: many = {'':validation_examples(source) if isinstance(source, (str,Task)) else to_examples(source, 'validation', self.task)}
     if not many: raise ValueError('nothing is there to validate: give the name of a task, a Task, Examples or a DataFrame')
     res = {}
     for k,ex in many.items():
@@ -128,7 +128,7 @@ def evaluate(self:Text2TextLearner, source=None, # name of a task, `Task`, `Exam
 
 # %% ../nbs/api/45_text2text.ipynb #45000017
 @patch
-def show_batch(self:Text2TextLearner, **kwargs): return self.dls.show_batch(**kwargs)
+def show_batch(self:Text2TextLearner, **kwargs): return Text2TextDataLoaders.show_batch(self.dls, **kwargs)
 
 @patch
 def show_results(self:Text2TextLearner, max_n: int=9, # rows
@@ -190,7 +190,7 @@ def denoising_loaders(texts, # list of texts, or a `Corpus`
     dls.lengths = getattr(dls.train, 'room', (inputs_length,inputs_length))
     return dls
 
-def saved_tokenizer(pretrained):
+def _saved_tokenizer(pretrained):
     "The tokenizer in a folder of ours, or None"
     own = isinstance(pretrained, (str,Path)) and (Path(pretrained)/'manifest.json').is_file()
     return load_tokenizer(pretrained) if own else None
@@ -203,5 +203,5 @@ def span_corruption_learner(texts, # list of texts, or a `Corpus`
     **kwargs # of `Text2TextLearner`
 ) -> Text2TextLearner:
     "A learner that pretrains, or adapts a pretrained T5 to texts; raises what `denoising_loaders` and `load_t5` raise"
-    dls = denoising_loaders(texts, tok or saved_tokenizer(pretrained), **(data or {}))
+    dls = denoising_loaders(texts, tok or _saved_tokenizer(pretrained), **(data or {}))
     return Text2TextLearner(dls, load_t5(pretrained, dls.tok, **(config or {})), dls.tok, **kwargs)

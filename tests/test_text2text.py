@@ -1,0 +1,247 @@
+"Text to text on toy languages: what is learned, frozen, saved, resumed and refused"
+import importlib,sys
+import numpy as np,pandas as pd,pytest,torch
+try: importlib.import_module('torchvision')
+except (ImportError,RuntimeError): sys.modules['torchvision'] = None # built for another torch: transformers can do without, if it does not see it
+
+from fastai.callback.core import Callback
+from transformers import T5ForConditionalGeneration
+from transformers.optimization import Adafactor as PeerAdafactor
+from ulmfit_t5.core import seed_everything
+from ulmfit_t5.data.mixtures import TaskMixture
+from ulmfit_t5.data.task_types import ClassTask,Task
+from ulmfit_t5.data.tokenizer import train_subword
+from ulmfit_t5.models.checkpoint import ArtefactError
+from ulmfit_t5.pairs import *
+from ulmfit_t5.text2text import *
+from ulmfit_t5.train.adafactor import Adafactor,factored_dims
+from ulmfit_t5.train.callbacks import NonFiniteError
+from ulmfit_t5.train.resume import Resumable
+from ulmfit_t5.train.unfreeze import UnfreezeSchedule
+from ulmfit_t5.writer import *
+
+COLORS,THINGS = ('red','blue','grey','pink'),dict(animal=('cat','dog','cow','hen'), thing=('mat','box','cup','pen'))
+TASK = ClassTask('kind', ['text'], ['animal','thing'], missing=(), numbered=False)
+
+@pytest.fixture(scope='module')
+def toy():
+    "Texts about animals and things, each noun with each colour and verb"
+    rows = [(f'the {c} {n} {v}', k) for k,ns in THINGS.items() for n in ns for c in COLORS for v in ('is here','is lost','was found')]
+    return pd.DataFrame(rows, columns=['text','label'])
+
+@pytest.fixture(scope='module')
+def tok(toy): return train_subword([f'kind text: {t} {l} reverse' for t,l in zip(toy.text, toy.label)], vocab_sz=340, hard_vocab_limit=False, n_threads=1)
+
+def config(tok, **kw): return vocab_config(tok, **dict(d_model=32, d_ff=64, n_layers=2, n_heads=2, d_kv=16, p=0.)|kw)
+
+def loaders(toy, tok, **kw): return Text2TextDataLoaders.from_source(toy, tok, **dict(task=TASK, bs=16, inputs_length=32, targets_length=12)|kw)
+
+def learner(dls, **kw):
+    seed_everything(0)
+    return text2text_learner(dls, config(dls.tok), **kw)
+
+def quiet(learn, f, *args, **kw):
+    with learn.no_bar(), learn.no_logging(): return getattr(learn, f)(*args, **kw)
+
+def weights(learn): return {k:v.clone() for k,v in learn.model.state_dict().items()}
+
+def same(a, b): return [k for k in a if torch.equal(a[k], b[k])]
+
+@pytest.fixture(scope='module')
+def trained(toy, tok):
+    "A learner before and after 150 steps"
+    learn = learner(loaders(toy, tok))
+    before = learn.evaluate(constrained=True)['accuracy'],learn.evaluate(max_len=6)
+    quiet(learn, 'fit_sched', 30, 'constant', lr_max=.02)
+    return learn,before
+
+
+class TestAdafactor:
+    @pytest.mark.parametrize('beta,wd,scale', [(None,0.,True),(.9,.1,True),(None,.1,False)])
+    def test_as_in_transformers(self, beta, wd, scale):
+        rng = torch.Generator().manual_seed(0)
+        draw = lambda s,k=1.: torch.randn(*s, generator=rng)*k
+        shapes = ((7,),(6,5),(5,6),(3,5,6),(1,4))
+        ours = [draw(s, k).requires_grad_() for s,k in zip(shapes, (1,3,.01,1,1e-5))]
+        theirs = [p.detach().clone().requires_grad_() for p in ours]
+        a = Adafactor(ours, lr=.03, wd=wd, beta=beta, scale=scale, factor_from=1)
+        b = PeerAdafactor(theirs, lr=.03, weight_decay=wd, beta1=beta, scale_parameter=scale, relative_step=False, warmup_init=False)
+        for i in range(10):
+            for p,q in zip(ours, theirs):
+                p.grad = draw(p.shape, 10.**(i%4-2))
+                q.grad = p.grad.clone()
+            a.step()
+            b.step()
+        for p,q in zip(ours, theirs): torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-8)
+
+    def test_only_long_matrices_are_factored(self):
+        p,q = (torch.randn(s).requires_grad_() for s in ((128,200),(127,200)))
+        opt = Adafactor([p,q])
+        for o in (p,q): o.grad = torch.randn_like(o)
+        opt.step()
+        assert sum(v.numel() for k,v in opt.state[p].items() if k!='step')==328
+        assert opt.state[q]['sqr_avg'].shape==q.shape
+        assert factored_dims((64,)) is None
+
+
+class TestLoaders:
+    @pytest.mark.parametrize('pack', [False,True])
+    def test_each_example_once_an_epoch(self, toy, tok, pack):
+        dls = loaders(toy, tok, pack=pack, inputs_length=64, targets_length=24)
+        for dl,ex in ((dls.train,dls.examples),(dls.valid,dls.valid_examples)):
+            got = [(ids_text(x, tok, dls.sp),ids_text(y, tok, dls.sp)) for b in dl for x,y in batch_pairs(b)]
+            assert sorted(got)==sorted(ex['kind'].pairs)
+
+    def test_a_mixture_draws_at_its_rates(self, toy, tok):
+        few = toy[:4].assign(label='animal')
+        dls = Text2TextDataLoaders.from_source({'few':few, 'many':toy}, tok, task=TASK, valid={'few':few}, bs=8,
+            mixture=TaskMixture('equal', dict(few=4, many=len(toy)), T=float('inf')))
+        drawn = np.concatenate([dls.train.draw(e) for e in range(40)])
+        assert abs((drawn<4).mean()-.5)<.02
+        assert set(drawn)==set(range(4+len(toy)))
+
+    def test_long_inputs_are_counted(self, toy, tok):
+        dls = loaders(toy, tok, inputs_length=12, valid=toy[:4])
+        assert all(len(o)<=12 and o[-1]==tok.eos_id for o in dls.train.x)
+        assert 'longer than 12 tokens and are cut' in dls.notes[0]
+        wide = loaders(toy, tok, inputs_length=12, valid=toy[:4], long='window')
+        assert len(wide.train.x)>len(dls.train.x) and 'windows' in wide.notes[0]
+
+    @pytest.mark.parametrize('row,text', [(dict(text=' ', label='thing'),'its input is empty'),(dict(text='cat', label=''),'is empty')])
+    def test_gaps_are_refused(self, toy, tok, row, text):
+        with pytest.raises(ValueError, match=text): loaders(pd.concat([toy, pd.DataFrame([row])], ignore_index=True), tok, valid=toy[:4])
+
+    def test_unknown_tasks_and_labels(self, toy, tok):
+        with pytest.raises(ValueError, match="'mnli'"): Text2TextDataLoaders.from_source('mnly', tok)
+        odd = ClassTask('kind', ['text'], ['animal','\u200b'], missing=(), numbered=False)
+        with pytest.raises(ValueError, match='no token at all|comes back'): loaders(toy[toy.label=='animal'], tok, task=odd)
+
+
+class TestLearning:
+    def test_learns_what_is_there_to_learn(self, trained):
+        learn,(chance,free) = trained
+        after = learn.evaluate()
+        assert chance<80 and free['accuracy']<20 and free.n_outside>0
+        assert after['accuracy']>=95 and after.n_outside==0
+
+    def test_learns_to_copy_what_it_must_look_for(self, toy, tok):
+        df = pd.DataFrame(dict(input=toy.text, target=[t.split()[1] for t in toy.text]))
+        learn = learner(Text2TextDataLoaders.from_source(df, tok, bs=16, pack=True, inputs_length=64, targets_length=24))
+        before = learn.evaluate(max_len=4)['exact_match']
+        quiet(learn, 'fit_sched', 30, 'constant', lr_max=.02)
+        assert before<20 and learn.evaluate()['exact_match']>=90
+
+    def test_windows_and_rows(self, trained):
+        learn,_ = trained
+        long = ' '.join(['the cat is lost']*12)
+        w = learn.writer(long='window', inputs_length=24, say=None)
+        assert w.write(w.inputs([long,'the mat is here'])).n_long==1
+        assert w.predict(long)=='animal'
+        assert learn.predict(dict(text='the pink pen is lost'))=='thing'
+
+    def test_constrained_answers_are_labels(self, toy, tok):
+        raw = learner(loaders(toy, tok))
+        texts = [*toy.text[:5],'?','nothing of the kind '*9]
+        assert set(raw.predict(texts, constrained=True))<=set(TASK.labels)
+        assert raw.predict(texts, constrained=True, labels=['mat'])==['mat']*7
+        assert raw.evaluate(constrained=True).n_outside==0
+        assert raw.writer().probs(texts).sum(1)==pytest.approx(1)
+
+    def test_an_answer_that_never_ends(self, toy, tok):
+        learn,said = learner(loaders(toy, tok)),[]
+        logits = learn.model.logits
+        learn.model.logits = lambda h: logits(h).index_fill(-1, torch.tensor([tok.eos_id]), -torch.inf)
+        got = learn.writer(max_len=3, say=said.append).write(['the cat','the dog'])
+        assert not got.finished.any() and said==[got.note]
+        assert '2 of 2 answers did not end within 3 tokens' in got.note
+
+
+class TestTraining:
+    def test_frozen_groups_do_not_move(self, toy, tok):
+        learn = learner(loaders(toy, tok))
+        was,n = weights(learn),len(learn.model.groups())
+        names = {id(p):k for k,p in learn.model.named_parameters()}
+        frozen = {names[id(p)] for g in learn.model.groups()[:-1] for p in g}
+        quiet(learn, 'fit_unfreeze', UnfreezeSchedule(n, UnfreezeSchedule.gradual(n).stages[:1]))
+        assert set(same(was, weights(learn)))==frozen
+
+    def test_the_embedding_stays_open(self, toy, tok):
+        learn = learner(loaders(toy, tok), opt_func='adamw')
+        was,n = weights(learn),len(learn.model.groups())
+        quiet(learn, 'fit_unfreeze', UnfreezeSchedule(n, t5_unfreeze(n, 2).stages[:1]))
+        kept = same(was, weights(learn))
+        assert 'embed.weight' not in kept and any('blocks.0' in k for k in kept) and not any('blocks.1' in k for k in kept)
+
+    @pytest.mark.parametrize('opt', ['adafactor','adamw'])
+    def test_goes_on_where_it_was(self, toy, tok, tmp_path, opt):
+        one = lambda: learner(loaders(toy, tok), opt_func=opt)
+        whole,cut,rest = one(),one(),one()
+        quiet(whole, 'fit_one_cycle', 2, 1e-2)
+        with pytest.raises(KeyboardInterrupt): quiet(cut, 'fit_one_cycle', 2, 1e-2, cbs=[Resumable(tmp_path, every_steps=3, say=None),Kill()])
+        quiet(rest, 'fit_one_cycle', 2, 1e-2, cbs=Resumable(tmp_path, every_steps=3, say=None))
+        a,b = weights(whole),weights(rest)
+        assert len(same(a, b))==len(a) and len(same(a, weights(cut)))<len(a)
+
+    def test_a_loss_that_is_no_number(self, toy, tok):
+        learn = learner(loaders(toy, tok))
+        with torch.no_grad(): learn.model.embed.weight[tok.eos_id] = float('nan')
+        with pytest.raises(NonFiniteError): quiet(learn, 'fit', 1)
+
+    def test_adapt_then_tune(self, toy, tok, tmp_path):
+        data = dict(inputs_length=32, bs=8)
+        seed_everything(0)
+        pre = span_corruption_learner(toy.text.tolist(), config(tok), tok=tok, data=data)
+        first = quiet(pre, 'validate')[0]
+        quiet(pre, 'fit_one_cycle', 4, 1e-2)
+        assert quiet(pre, 'validate')[0]<first-.5
+        pre.save(tmp_path/'general')
+        adapt = span_corruption_learner(toy.text.tolist()[::2], tmp_path/'general', data=data|dict(objective_name='iid_15_u_u'))
+        assert len(same(weights(pre), weights(adapt)))==len(weights(pre))
+        quiet(adapt, 'fit_one_cycle', 1, 1e-3)
+        adapt.save(tmp_path/'adapted')
+        learn = text2text_learner(loaders(toy, tok), tmp_path/'adapted')
+        assert len(same(weights(learn), weights(adapt)))==len(weights(learn))
+        quiet(learn, 'fit_unfreeze', UnfreezeSchedule.gradual(3, 1, 1, lr=1e-2))
+        assert not same(weights(learn), weights(adapt))
+
+
+class Kill(Callback):
+    "Ends a fit as a hand on the keyboard does, in the middle of an epoch"
+    order = 96
+    def after_batch(self):
+        if self.training and self.train_iter==7: raise KeyboardInterrupt
+
+
+class TestFiles:
+    def test_the_same_answers(self, trained, toy, tok, tmp_path):
+        learn,_ = trained
+        texts = toy.text.tolist()[::5]
+        learn.save(tmp_path/'m', epochs=30)
+        w = TextWriter.load(tmp_path/'m', say=None)
+        assert w.predict(texts)==learn.predict(texts) and (w.probs(texts)==learn.writer().probs(texts)).all()
+        assert learner(loaders(toy, tok)).load(tmp_path/'m').predict(texts)==learn.predict(texts)
+        assert not [p for p in (tmp_path/'m').iterdir() if p.suffix in ('.pkl','.pth','.bin')]
+
+    def test_transformers_writes_the_same(self, trained, tmp_path):
+        learn,_ = trained
+        learn.save_hf(tmp_path/'hf')
+        peer = T5ForConditionalGeneration.from_pretrained(tmp_path/'hf')
+        x = torch.from_numpy(encode_inputs(learn.tok, learn.writer().inputs(['the grey hen is lost']))[0])[None]
+        ids = peer.generate(x, max_new_tokens=8, do_sample=False)[0]
+        assert ids_text(ids, learn.tok, learn.dls.sp)==learn.predict('the grey hen is lost')=='animal'
+
+    def test_another_vocabulary(self, trained, toy, tmp_path):
+        learn,_ = trained
+        learn.save(tmp_path/'m')
+        other = train_subword(['kind text: animal thing', *toy.text]*2, vocab_sz=320, hard_vocab_limit=False, n_threads=1)
+        with pytest.raises(ArtefactError, match='another vocabulary'): text2text_learner(loaders(toy, other), tmp_path/'m')
+
+    def test_a_task_with_words_of_its_own(self, tok, tmp_path):
+        model = load_t5(config(tok), tok)
+        task = Task('shout', ['text'], source=lambda row: row['text'].upper())
+        save_t5(tmp_path/'m', model, tok, task)
+        w = TextWriter.load(tmp_path/'m')
+        assert w.task is None and w.inputs(['cat'])==['cat']
+        with pytest.raises(ValueError, match='labels='): w.predict('cat', constrained=True)
+        with pytest.raises(ValueError, match='a row can only be read for a task'): w.predict(dict(text='cat'))
+        with pytest.raises(ValueError, match='text 0 is'): w.predict([''])
