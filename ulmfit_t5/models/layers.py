@@ -112,7 +112,10 @@ class LSTMLayer(WeightDropped):
         ws = self._once((dt,torch.is_grad_enabled()), lambda: [w.to(dt) for w in own])
         hc = tuple(s.to(dt) for s in state or self.zero_state(x.shape[1]))
         with torch.autocast(x.device.type, enabled=False):
-            out,h,c = torch._VF.lstm(x.to(dt), hc, ws, True, 1, 0., self.training, False, False)
+            if len(x)==1 and x.shape[1]<=16 and x.is_cpu and not torch.is_grad_enabled(): # the LSTM kernel would pack all weights for one step
+                h,c = (o[None] for o in torch._VF.lstm_cell(x[0].to(dt), [o[0] for o in hc], *ws))
+                out = h
+            else: out,h,c = torch._VF.lstm(x.to(dt), hc, ws, True, 1, 0., self.training, False, False)
         return out,(h.float(),c.float())
     def extra_repr(self): return f'{self.n_in}, {self.n_out}, weight_p={self.weight_p}'
 
