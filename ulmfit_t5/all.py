@@ -30,6 +30,7 @@ from ulmfit_t5.train.groups import *
 from ulmfit_t5.train.stages import *
 from ulmfit_t5.train.unfreeze import *
 from ulmfit_t5.train.optimizers import *
+from ulmfit_t5.train.adafactor import *
 from ulmfit_t5.train.callbacks import *
 from ulmfit_t5.train.record import *
 from ulmfit_t5.train.state import *
@@ -41,4 +42,7 @@ from ulmfit_t5.show import *
 from ulmfit_t5.learner import *
 from ulmfit_t5.ulmfit import *
 from ulmfit_t5.pretrain import *
+from ulmfit_t5.pairs import *
+from ulmfit_t5.writer import *
+from ulmfit_t5.text2text import *
 import fastai.callback.all # progress bars, lr_find, fine_tune, fit_one_cycle
