@@ -49,10 +49,10 @@ def same(a, b): return [k for k in a if torch.equal(a[k], b[k])]
 
 @pytest.fixture(scope='module')
 def trained(toy, tok):
-    "A learner before and after 150 steps"
+    "A learner before and after 60 epochs"
     learn = learner(loaders(toy, tok))
     before = learn.evaluate(constrained=True)['accuracy'],learn.evaluate(max_len=6)
-    quiet(learn, 'fit_sched', 30, 'constant', lr_max=.02)
+    quiet(learn, 'fit_sched', 60, 'cosine', lr_max=.01)
     return learn,before
 
 
@@ -128,7 +128,7 @@ class TestLearning:
         df = pd.DataFrame(dict(input=toy.text, target=[t.split()[1] for t in toy.text]))
         learn = learner(Text2TextDataLoaders.from_source(df, tok, bs=16, pack=True, inputs_length=64, targets_length=24))
         before = learn.evaluate(max_len=4)['exact_match']
-        quiet(learn, 'fit_sched', 30, 'constant', lr_max=.02)
+        quiet(learn, 'fit_sched', 50, 'cosine', lr_max=.02)
         assert before<20 and learn.evaluate()['exact_match']>=90
 
     def test_windows_and_rows(self, trained):
