@@ -298,3 +298,8 @@ def test_a_loss_that_is_not_finite_stops_with_a_reason(learn):
     with learn.no_bar(),learn.no_logging(),pytest.raises(NonFiniteError, match=r'epoch 0, batch 2 of 4 \(step 2\): loss nan.*Likely cause: .*as they were before'):
         learn.fit(1, 1e-3, cbs=[Burst(),Keep()])
     assert all(v.equal(before[k]) for k,v in learn.model.state_dict().items())
+
+@pytest.mark.parametrize('cols', [('text','label','label'),('text','label','text')])
+def test_columns_of_one_name(cols):
+    df = pd.DataFrame([('a text','x','y')]*4, columns=cols)
+    with pytest.raises(ValueError, match='has 2 columns called'): read_table(df)

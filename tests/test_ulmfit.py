@@ -84,3 +84,52 @@ def test_fit_from_the_command_line_demo(tmp_path):
     from ulmfit_t5.demo import demo
     rows = demo(minutes=.1, n_per_class=2, out=str(tmp_path))
     assert [w.split()[0] for w,_ in rows]==['TF-IDF','the','ULMFiT,'] and all(0<=r['error']<=1 for _,r in rows)
+
+def test_evaluate_reads_the_columns_of_the_loaders(toy):
+    df,tok,d = toy
+    df = df.assign(head=df.text.str.split().str[:2].str.join(' '), tail=df.text.str.split().str[2:].str.join(' ')).drop(columns='text')
+    kw = dict(text_cols=['head','tail'], label_cols='kind')
+    dls = TextDataLoaders.from_df(df.rename(columns=dict(label='kind')), tok=tok, cache=d/'cache', bs=16, progress=False, **kw)
+    u = ULMFiT(dls, pretrained=d/'fwd', lm_plan=False, plan=UnfreezeSchedule.full(5, 12, lr=2e-2, factor=1.), drop=0., verbose=False)
+    with pytest.raises(ValueError, match='call fit'): u.evaluate(df)
+    u.fit()
+    with pytest.raises(ValueError, match='no rows'): u.evaluate(df[:0])
+    assert u.evaluate(df.rename(columns=dict(label='kind')))['error'] < .1
+    assert u.evaluate(df, label_cols='label')['error'] < .1
+    with pytest.raises(TypeError, match='such as a column'): u.predict(df)
+
+def test_what_an_earlier_run_left_is_not_taken(toy, tmp_path):
+    recipe(toy, out=tmp_path).finetune_lm()
+    u = recipe(toy, out=tmp_path, pretrained=None, lm_plan=None)
+    u.finetune_classifier()
+    assert u.learn.model.encoder.emb_sz==COMPACT_CLAS['emb_sz']
+
+@pytest.mark.parametrize('kw,error,says', [(dict(plan='freeze'),KeyError,'freeze'), (dict(lm_plan='most'),KeyError,'most'), (dict(smothing=.1),TypeError,'smoothing')])
+def test_mistakes_are_found_before_training(toy, kw, error, says):
+    with pytest.raises(error, match=says): recipe(toy, **kw)
+
+def test_a_language_model_shows_what_it_expects(toy, monkeypatch):
+    (df,tok,d),shown = toy,[]
+    monkeypatch.setattr('ulmfit_t5.learner.display_df', shown.append)
+    learn = language_model_learner(loaders(df, tok, d, is_lm=True, bs=8, seq_len=12), d/'fwd', verbose=False)
+    learn.show_results(max_n=2)
+    assert list(shown[0])==['text','text_','pred'] and len(shown[0])==2 and shown[0].text.str.len().min()>3
+    with pytest.raises(TypeError, match='perplexity'): learn.get_preds()
+
+def test_pretrain_whole_and_what_it_refuses(toy, tmp_path):
+    "The command as a call: a vocabulary, a model with its card, the same folder again, and other text of the same size"
+    (tmp_path/'texts').mkdir()
+    train,valid = tmp_path/'texts'/'train.txt',tmp_path/'valid.txt'
+    text = '\n\n'.join(toy[0].text)
+    for f in (train,valid): f.write_text(text)
+    kw = dict(tokenizer=str(toy[2]/'fwd'), budget='3s', bs=4, seq_len=10, threads=1, name='toy', corpus='toy sentences')
+    with pytest.raises(ValueError, match='among the texts'): pretrain(str(tmp_path/'texts'), str(train), str(tmp_path/'run'), **kw)
+    run = pretrain(str(tmp_path/'texts'), str(valid), str(tmp_path/'run'), **kw)
+    assert run.step>0 and run.done
+    card = (tmp_path/'run'/'model'/'README.md').read_text()
+    assert all(o in card for o in ('| files | train.txt |',"--corpus 'toy sentences'",'--name toy'))
+    step = run.step
+    assert pretrain(str(tmp_path/'texts'), str(valid), str(tmp_path/'run'), **kw).step==step
+    train.write_text(text[::-1])
+    other = pretrain(str(tmp_path/'texts'), str(valid), str(tmp_path/'other'), **kw)
+    assert len(other.data.ids)!=len(run.data.ids) or (other.data.ids!=run.data.ids).any()

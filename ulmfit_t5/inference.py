@@ -68,8 +68,8 @@ def as_texts(texts # a string, or an iterable of strings
 ) -> list:
     "A list of strings. Raises TypeError that names what is not text, and its place"
     if isinstance(texts, str): return [texts]
-    if isinstance(texts, bytes) or not hasattr(texts, '__iter__'):
-        raise TypeError(f'{texts!r:.60} is a {type(texts).__name__}: give a string, or a list of strings')
+    if isinstance(texts, (bytes,dict,pd.DataFrame)) or not hasattr(texts, '__iter__'):
+        raise TypeError(f'{texts!r:.60} is a {type(texts).__name__}: give a string, or a list of strings, such as a column of the table')
     texts = list(texts)
     for i,t in enumerate(texts):
         if not isinstance(t, str): raise TypeError(f'text {i} is {t!r:.60}, a {type(t).__name__}: give a string, or leave it out')

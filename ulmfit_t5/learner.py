@@ -13,8 +13,8 @@ from functools import partial
 from fastai.learner import Learner
 from typing import NamedTuple
 from fastai.metrics import accuracy,accuracy_multi,rmse
-from fastai.torch_core import TensorCategory
-import numpy as np
+from fastai.torch_core import TensorCategory,display_df
+import numpy as np,pandas as pd,torch
 
 # %% ../nbs/api/43_learner.ipynb #9f2ac52a
 from .core import *
@@ -87,6 +87,23 @@ class LMLearner(TextLearner):
         "Fill the model from an artefact"
         load_tensors(self.model, load_artefact(model_path(path), kind='language_model').tensors, str(path))
         return self
+    def get_preds(self, *args, **kwargs):
+        "Closed: the predictions would be a probability for every word at every place"
+        raise TypeError('a language model predicts the whole vocabulary at every token, which does not fit in memory: use validate() for loss and '
+            'perplexity, show_results() to look, predict(text) to continue a text')
+    @torch.no_grad()
+    def show_results(self, dl=None, # validation by default
+        max_n: int=6, # rows
+        n_tokens: int=20 # of each
+    ):
+        "A table of texts and of the token that the model thought likeliest at each place"
+        x,y = (dl or self.dls.valid).one_batch()
+        x,y,model = x[:max_n,:n_tokens].as_subclass(torch.Tensor),y[:max_n,:n_tokens],self.model.eval()
+        model.reset()
+        pred = model.logits(model(x)).argmax(-1)
+        model.reset()
+        text = lambda ids: [self.tok.decode(o[::-1] if self.backwards else o) for o in ids.tolist()]
+        display_df(pd.DataFrame(dict(text=text(x), text_=text(y), pred=text(pred))))
     def save_encoder(self, path): return save_encoder(path, self.model.encoder, self.tok, self.backwards)
     def predict(self, text: str='', # how the text begins
         n: int=40, # tokens to add

@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/pretrain.html.md"""
 __all__ = ['Windows', 'warm_cosine', 'Run', 'machine', 'pretrain']
 
 # %% ../nbs/api/42_pretrain.ipynb #4b00cd42
-import inspect,itertools,json,math,os,platform,time
+import inspect,itertools,json,math,os,platform,shlex,time
 from pathlib import Path
 import numpy as np,torch
 from fastcore.basics import patch
@@ -191,7 +191,7 @@ def train(self:Run,
 def machine() -> str: # processor and cores, or the GPU
     "What this runs on, in a few words"
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
-    try: names = [l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')]
+    try: names = [l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')]
     except OSError: names = []
     return f'{torch.get_num_threads()} of {os.cpu_count()} cores, {names[0] if names else platform.processor()}'
 
@@ -208,6 +208,7 @@ An AWD-LSTM language model that reads text {way}: the starting point of ULMFiT's
 | | |
 |---|---|
 | corpus | {corpus} |
+| files | {files} |
 | licence of the corpus | {licence} |
 | tokens seen | {tokens:,} ({passes:.2f} passes) |
 | validation perplexity | {ppl:.1f} a token ({n_valid:,} held-out tokens), {bits:.3f} bits a character |
@@ -237,12 +238,14 @@ def export(self:Run, path, # folder of the artefact
     corpus: str, # in words
     licence: str='cc-by-sa-3.0', # of the corpus
     lang: str='en',
-    name: str='' # title of the card; the folder's name by default
+    name: str='', # title of the card; the folder's name by default
+    files=() # that were read
 ) -> Path:
     "Save the trained model with its card"
     h,c = self.hyper,self.config
     v,tokens = self.evaluate(most=None),self.step*h['bs']*h['seq_len']
     card = _card.format(name=name or Path(path).name, way='from its end' if h['backwards'] else 'from its beginning', corpus=corpus, licence=licence, lang=lang, tokens=tokens,
+        files=', '.join(Path(o).name for o in files) or 'not said',
         passes=self.step/len(self.data), ppl=math.exp(v), bits=v/math.log(2)/self.chars_per_token(tok), n_valid=self.valid.n_tokens,
         params=sum(p.numel() for p in self.lm.parameters()), vocab=len(tok), sizes=', '.join(f'{k} {x}' for k,x in c.items() if k in ('emb_sz','n_hid','n_layers','cell')),
         steps=self.step, batch=h['bs']*h['seq_len'], seconds=self.elapsed, rate=tokens/max(self.elapsed, 1e-9), dtype='bfloat16' if self.bf16 else 'float32',
@@ -278,17 +281,20 @@ def pretrain(
     docs = lambda p: itertools.islice(read_documents(p), max_docs or None)
     if not tokenizer and not (out/'tokenizer'/'tokenizer.json').exists(): train_subword(docs(texts), vocab_sz).save(out/'tokenizer')
     tok = load_tokenizer(model_path(tokenizer) if tokenizer else out/'tokenizer')
-    key = lambda p: [(f.name, f.stat().st_size) for f in text_files(p)] + [max_docs]
+    files = text_files(texts)
+    if {o.resolve() for o in files}&{o.resolve() for o in text_files(valid)}: raise ValueError(f'{valid} is among the texts to train on: '
+        'put the training files into a folder of their own, or the perplexity means nothing')
+    key = lambda p: [(f.name, sha256_file(f)) for f in text_files(p)] + [max_docs]
     c,v = (tokenize_corpus(docs(p), tok, out.parent/'corpora', key=stable_hash(key(p))) for p in (texts,valid))
     cfg = scale_dropouts(dict(compact=COMPACT_LM, full=AWD_LSTM_LM, paper=AWD_LSTM_PAPER, qrnn=QRNN_LM)[config], drop)
     run = Run(out, c, v, cfg, len(tok), backwards, bs=bs, seq_len=seq_len, lr=lr, budget=budget, seed=seed)
     print(f'{c}; one pass is {len(run.data):,} steps of {bs*seq_len:,} tokens; {"bfloat16" if run.bf16 else "float32"} on {run.device}', flush=True)
     run.train()
-    print('saved in', run.export(out/'model', tok, _command(pretrain, given), corpus or str(texts), licence, name=name))
+    print('saved in', run.export(out/'model', tok, _command(pretrain, given), corpus or str(texts), licence, name=name, files=files))
     return run
 
 def _command(f, given):
     "The command line that says the same"
     default = {k:p.default for k,p in inspect.signature(f).parameters.items()}
-    flags = [f'--{k}' if v is True else f'--{k} {v}' for k,v in given.items() if v!=default[k] and k not in ('texts','valid','out','corpus','licence','name')]
+    flags = [f'--{k}' if v is True else f'--{k} {shlex.quote(str(v))}' for k,v in given.items() if k not in ('texts','valid','out') and v!=default[k]]
     return ' '.join(['ulmfit_t5 pretrain', *(Path(given[o]).name for o in ('texts','valid','out')), *flags])

@@ -8,16 +8,19 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/ulmfit.html.md"""
 __all__ = ['lm_schedule', 'classifier_schedule', 'lm_loaders', 'ULMFiT', 'wilson', 'bidirectional']
 
 # %% ../nbs/api/44_ulmfit.ipynb #11724791
-import math,tempfile,time
+import inspect,math,tempfile,time
 from contextlib import nullcontext
+from difflib import get_close_matches
 from pathlib import Path
 import pandas as pd
+from fastai.learner import Learner
 from fastcore.basics import patch,store_attr
 
 # %% ../nbs/api/44_ulmfit.ipynb #98595aaa
 from .core import *
 from .data.tokenizer import *
 from .data.batches import *
+from .data.blocks import *
 from .data.loaders import *
 from .models.heads import *
 from .train.schedules import *
@@ -77,11 +80,24 @@ class ULMFiT:
         **kwargs # of `text_classifier_learner`: `smoothing`, `weight`, `head`, `metrics`, `preset`
     ):
         store_attr('dls,lm_dls,pretrained,lm_plan,plan,lm_drop,drop,seed,verbose,kwargs')
+        self._check()
         self._tmp = None if out else tempfile.TemporaryDirectory()
         self.out,self.lm_learn,self.learn,self.plans,self.cuts = Path(out or self._tmp.name),None,None,{},[]
         if lm_dls is None and pretrained is not None and lm_plan not in (False,'no LM fine-tuning'): self.lm_dls = lm_loaders(dls)
     def say(self, *o):
         if self.verbose: print(*o, flush=True)
+    def _trained(self):
+        if self.learn is None: raise ValueError('there is no classifier yet: call fit() or finetune_classifier() first')
+        return self.learn
+    def _check(self): # before minutes of stage B, not after
+        f = facts(self.dls)
+        if f.n_out<1: raise ValueError('`dls` has no labels: give loaders of labelled texts first, those of the language model second')
+        for plan,table in (self.plan,7),(self.lm_plan,6):
+            if isinstance(plan, str): ablation(plan, table)
+        known = {k for o in (text_classifier_learner,TextLearner.__init__,Learner.__init__) for k in inspect.signature(o).parameters}
+        odd = next((k for k in self.kwargs if k not in known), None)
+        if odd: raise TypeError(f'{odd}={self.kwargs[odd]!r} is no option of ULMFiT or text_classifier_learner'
+            + ''.join(f': did you mean {o}?' for o in get_close_matches(odd, known, 1)))
 
 # %% ../nbs/api/44_ulmfit.ipynb #4cad267e
 @patch
@@ -118,7 +134,7 @@ def finetune_classifier(self:ULMFiT,
 ):
     "Stage C: a head on the adapted encoder, opened layer by layer"
     seed_everything(self.seed)
-    start = self.out/'lm' if (self.out/'lm').exists() else self.pretrained
+    start = self.pretrained if self.lm_learn is None else self.out/'lm' # what an earlier run left in `out` is not ours
     learn = self.learn = text_classifier_learner(self.dls, start, drop_mult=self.drop, verbose=self.verbose, **self.kwargs)
     n = len(learn.model.groups())
     plan = ablation(self.plan, n_groups=n) if isinstance(self.plan, str) else self.plan or classifier_schedule(n, len(self.dls.train))
@@ -142,12 +158,12 @@ def fit(self:ULMFiT,
 @patch
 def predict(self:ULMFiT, text): # a string, or a list
     "Answer with probabilities"
-    return self.learn.predict(text)
+    return self._trained().predict(text)
 
 @patch
 def save(self:ULMFiT, path, **kwargs): # `card`, `dtype`
     "Save the classifier; `TextPredictor.load(path)` reads it anywhere"
-    return self.learn.save(path, **kwargs)
+    return self._trained().save(path, **kwargs)
 
 # %% ../nbs/api/44_ulmfit.ipynb #ee40544e
 def wilson(k: int, # errors
@@ -160,13 +176,18 @@ def wilson(k: int, # errors
     return max(0., mid-half),min(1., mid+half)
 
 @patch
-def evaluate(self:ULMFiT, df: pd.DataFrame, # texts and labels
-    text_col='text', label_col='label'
+def evaluate(self:ULMFiT, df: pd.DataFrame, # texts and labels, in the columns that the loaders were made from
+    text_cols=None, # other columns of texts
+    label_cols=None # another column of labels
 ) -> dict: # error, low, high, n
-    "Test error of a single-label classifier, with its 95 % interval"
-    got = self.learn.predictor().probs(df[text_col].tolist()).argmax(1)
-    want = df[label_col].astype(str).map({l:i for i,l in enumerate(map(str, self.learn.labels))})
-    if want.isna().any(): raise ValueError(f'label {df[label_col][want.isna()].iloc[0]!r} was not in training: there are {self.learn.labels}')
+    "Test error of a single-label classifier, with its 95 % interval. Raises ValueError before training, for other tasks and for labels it never saw"
+    task = self._trained().task
+    if task!='single': raise ValueError(f'evaluate counts wrong labels, and this is a {task} task: use learn.validate(dl=dls.test_dl(df, with_labels=True))')
+    if not len(df): raise ValueError('there is nothing to evaluate on: the table has no rows')
+    d,_ = read_table(df, **self.dls.read | {k:v for k,v in dict(text_cols=text_cols, label_cols=label_cols).items() if v})
+    got = self.learn.predictor().probs(d.text.tolist()).argmax(1)
+    want = d.label.astype(str).map({l:i for i,l in enumerate(map(str, self.learn.labels))})
+    if want.isna().any(): raise ValueError(f'label {d.label[want.isna()].iloc[0]!r} was not in training: there are {self.learn.labels}')
     k,n = int((got!=want.to_numpy()).sum()),len(df)
     return dict(error=k/n, **dict(zip(('low','high'), wilson(k, n))), n=n)
 

@@ -31,7 +31,9 @@ def _columns(t, cols, arg):
     cols = cols if isinstance(cols, (list,tuple)) else [cols]
     names = [t.df.columns[c] if isinstance(c, int) and c not in t.df.columns and c<t.df.shape[1] else c for c in cols]
     for c in names:
-        if c in t.df.columns: continue
+        n = list(t.df.columns).count(c)
+        if n>1: raise ValueError(f"{t.name or 'the table'} has {n} columns called {c!r}: give them different names, or drop all but one")
+        if n: continue
         has = list(map(str, t.df.columns))
         near = get_close_matches(str(c), has, 3, .4)
         hint = f"{t.hint}." if t.hint else f"did you mean {' or '.join(map(repr, near))}?" if near else f"name one of {', '.join(map(repr, has[:20])) or 'none'}."
