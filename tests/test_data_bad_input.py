@@ -303,3 +303,8 @@ def test_a_loss_that_is_not_finite_stops_with_a_reason(learn):
 def test_columns_of_one_name(cols):
     df = pd.DataFrame([('a text','x','y')]*4, columns=cols)
     with pytest.raises(ValueError, match='has 2 columns called'): read_table(df)
+
+def test_texts_in_both_parts_are_told_for_a_random_split_too(tok, tmp_path):
+    df = pd.DataFrame(dict(text=['the same text again']*20+[f'another text {i}' for i in range(20)], label=['a','b']*20))
+    report = TextDataLoaders.from_df(df, tok=tok, cache=tmp_path, bs=4, progress=False).report
+    assert 'in both parts' in str(report) and all('row' in o for o in report.duplicates)

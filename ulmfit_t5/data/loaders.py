@@ -97,7 +97,9 @@ def from_source(cls:TextDataLoaders,
     read = {k:kwargs.pop(k) for k in _reading if k in kwargs}
     if is_lm: read.update(label_cols=None, regression=False)
     df,report = read_table(source, **read)
-    if 'is_valid' not in df: df['is_valid'] = random_valid(df, valid_pct or (.1 if is_lm else .2), seed)
+    if 'is_valid' not in df:
+        df['is_valid'] = random_valid(df, valid_pct or (.1 if is_lm else .2), seed)
+        report.duplicates = in_both(df)
     v,tok = df.is_valid.to_numpy(),tok or bundled_tokenizer()
     report.n_train,report.n_valid = int((~v).sum()),int(v.sum())
     corpus = tokenize_corpus(df.text.tolist(), tok, cache=cache, progress=progress)
