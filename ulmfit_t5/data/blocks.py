@@ -185,6 +185,12 @@ def _known_labels(df, labels, col, on_bad, rep):
     _refuse(bad, on_bad, rep)
     return df[np.array([o is None for o in odd], dtype=bool)].reset_index(drop=True)
 
+def in_both(df: pd.DataFrame # from `read_table`, with `is_valid`
+) -> list:
+    "Where validation texts are that are training texts too"
+    v = df.is_valid.to_numpy(dtype=bool)
+    return list(df['at'][v & df.text.isin(set(df.text[~v])).to_numpy()])
+
 def _describe(df, rep):
     v = df.is_valid.to_numpy() if 'is_valid' in df else np.zeros(len(df), bool)
     for part,n in (('training',(~v).sum()), *([('validation',v.sum())] if 'is_valid' in df else [])):
@@ -197,12 +203,6 @@ def _describe(df, rep):
     return df
 
 # %% ../../nbs/api/14_data.blocks.ipynb #203acc3d
-def in_both(df: pd.DataFrame # from `read_table`, with `is_valid`
-) -> list:
-    "Where validation texts are that are training texts too"
-    v = df.is_valid.to_numpy(dtype=bool)
-    return list(df['at'][v & df.text.isin(set(df.text[~v])).to_numpy()])
-
 def random_valid(df: pd.DataFrame, # from `read_table`
     pct: float=.2, # share of rows
     seed: int=42 # of the choice
