@@ -185,6 +185,7 @@ def _known_labels(df, labels, col, on_bad, rep):
     _refuse(bad, on_bad, rep)
     return df[np.array([o is None for o in odd], dtype=bool)].reset_index(drop=True)
 
+# %% ../../nbs/api/14_data.blocks.ipynb #85d6d7bf
 def in_both(df: pd.DataFrame # from `read_table`, with `is_valid`
 ) -> list:
     "Where validation texts are that are training texts too"
