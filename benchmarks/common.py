@@ -131,6 +131,25 @@ def write(name, a, rows, took):
     print(f'{took:.0f} s on {d["machine"]}; ' + (f'written to {out}' if out else 'a trial: nothing is kept'))
     return d
 
+def at_sizes(f, sizes, bf16):
+    "A job that runs `f(a, size, bf16)` at each size, and measures the matrix products of this machine beside it"
+    def go(a):
+        n,reps = (256,2) if a.quick else (2048,5)
+        return {k:f(a, s, bf16) for k,s in sizes.items()} | {dt:matmul_rate(dt, n, reps, a.device) for dt in ('float32','bfloat16')}
+    return go
+
+def in_precisions(a, sizes, ours, peer, name):
+    "Jobs of both sides in float32, and in bfloat16 where this machine has it"
+    from ulmfit_t5.core import bf16_fast
+    kinds = [('fp32',False),('bf16',True)][:1+(bf16_fast(a.device) or a.quick)]
+    return {f'{who} {dt}':at_sizes(f, sizes, bf16) for dt,bf16 in kinds for who,f in (('ours',ours),(name,peer))}
+
+def matmul_share(res, what, size, job, peer, flop, dtype):
+    "Row that says which share of the rate of a matrix product both sides reach; `flop` operations a unit of work"
+    top = max(r[dtype] for v in res.values() for r in v)
+    us,them = (flop*res.med(o, size)/top for o in (job,peer))
+    return line(f'share of the {dtype} matmul rate, {what}', us, them, us/them, 'of 1', 'higher', peer, f'a matrix product reaches {top/1e9:.0f} GFLOP/s; {flop/1e6:.0f} MFLOP a token')
+
 def review_texts(n, least=100):
     "`n` film reviews with labels (IMDb in `$ULMFIT_T5_DATA`), else as many documents put together from the bundled DBpedia texts, and their name"
     import pandas as pd

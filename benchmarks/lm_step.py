@@ -1,7 +1,7 @@
 """A training step of the language model: forward, loss with AR and TAR, backward, clip, Adam. Ours in float32 and bfloat16 against
 fastai's get_language_model(AWD_LSTM) with its Adam and its RNNRegularizer's formula, on the same batches."""
 import statistics,time
-from common import line,matmul_rate,parser,run,sync
+from common import in_precisions,matmul_share,parser,run,sync
 
 SIZES = dict(compact=dict(emb_sz=256, n_hid=512, vocab=10_000), paper=dict(emb_sz=400, n_hid=1152, vocab=30_000))
 TINY = dict(compact=dict(emb_sz=32, n_hid=48, vocab=500), paper=dict(emb_sz=48, n_hid=64, vocab=800))
@@ -74,18 +74,7 @@ def fastai(a, size, bf16):
         opt.zero_grad()
     return measure(step, a, size['vocab'])
 
-def job(f, bf16):
-    def go(a):
-        n,reps = (256,2) if a.quick else (2048,5)
-        rates = {dt:matmul_rate(dt, n, reps, a.device) for dt in ('float32','bfloat16')}
-        return {k:f(a, s, bf16) for k,s in setting(a)[0].items()} | rates
-    return go
-
-def jobs(a):
-    from ulmfit_t5.core import bf16_fast
-    both = {'ours fp32':job(ours, False), 'fastai fp32':job(fastai, False)}
-    if bf16_fast(a.device) or a.quick: both |= {'ours bf16':job(ours, True), 'fastai bf16':job(fastai, True)}
-    return both
+def jobs(a): return in_precisions(a, setting(a)[0], ours, fastai, 'fastai')
 
 def rows(res, a):
     sizes,bs,t,_ = setting(a)
@@ -97,10 +86,7 @@ def rows(res, a):
         if has: out.append(res.row(f'training step bf16, {what}', 'ours bf16', 'fastai bf16', k, 'tokens/s', note='both in torch.autocast'))
         for j,p,dt in (('ours fp32','fastai fp32','float32'),('ours bf16','fastai bf16','bfloat16')):
             if j not in res: continue
-            share = lambda name: work(**s)*res.med(name, k)/max(r[dt] for v in res.values() for r in v)
-            top = max(r[dt] for v in res.values() for r in v)/1e9
-            out.append(line(f'share of the {dt} matmul rate, {k} size', share(j), share(p), share(j)/share(p), 'of 1', 'higher', p,
-                f'a matrix product reaches {top:.0f} GFLOP/s; {work(**s)/1e6:.0f} MFLOP a token'))
+            out.append(matmul_share(res, f'{k} size', k, j, p, work(**s), dt))
     return out
 
 if __name__=='__main__':

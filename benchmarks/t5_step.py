@@ -1,7 +1,7 @@
 """A training step of T5: forward, loss, backward, clip, AdamW, with dropout and padded rows, on the same batches. Ours in float32 and bfloat16
 against transformers' T5ForConditionalGeneration, and the share of the matrix products' rate that each reaches."""
 import importlib,statistics,sys,time
-from common import line,matmul_rate,parser,run,sync
+from common import in_precisions,matmul_share,parser,run,sync
 
 SIZES = dict(compact={'name':'compact'}, small={'name':'t5-small'})
 TINY = dict(compact=dict(name='compact', d_model=32, d_ff=48, n_layers=1, vocab_sz=300), small=dict(name='t5-small', d_model=32, d_ff=64, n_layers=1, n_heads=2, vocab_sz=400))
@@ -73,18 +73,7 @@ def transformers(a, size, bf16):
         with torch.autocast(a.device, torch.bfloat16, enabled=bf16): return m(input_ids=x, attention_mask=(x>0).long(), labels=y.masked_fill(y==0, -100)).loss
     return measure(step, list(m.parameters()), a, c)
 
-def job(f, bf16):
-    def go(a):
-        n,reps = (256,2) if a.quick else (2048,5)
-        rates = {dt:matmul_rate(dt, n, reps, a.device) for dt in ('float32','bfloat16')}
-        return {k:f(a, s, bf16) for k,s in setting(a)[0].items()} | rates
-    return go
-
-def jobs(a):
-    from ulmfit_t5.core import bf16_fast
-    both = {'ours fp32':job(ours, False), 'transformers fp32':job(transformers, False)}
-    if bf16_fast(a.device) or a.quick: both |= {'ours bf16':job(ours, True), 'transformers bf16':job(transformers, True)}
-    return both
+def jobs(a): return in_precisions(a, setting(a)[0], ours, transformers, 'transformers')
 
 def rows(res, a):
     sizes,bs,(t,u),_ = setting(a)
@@ -95,10 +84,7 @@ def rows(res, a):
             o,p = f'ours {dt}',f'transformers {dt}'
             if o not in res: continue
             out.append(res.row(f'training step {dt}, T5 {k}, batch {bs} x {t}+{u}', o, p, k, 'tokens/s'))
-            top = max(r[long] for v in res.values() for r in v)
-            share = lambda j: flop*res.med(j, k)/top
-            out.append(line(f'share of the {long} matmul rate, T5 {k}', share(o), share(p), share(o)/share(p), 'of 1', 'higher', p,
-                f'a matrix product reaches {top/1e9:.0f} GFLOP/s; {flop/1e6:.0f} MFLOP a token'))
+            out.append(matmul_share(res, f'T5 {k}', k, o, p, flop, long))
     return out
 
 if __name__=='__main__':

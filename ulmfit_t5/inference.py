@@ -103,7 +103,7 @@ class TextPredictor:
         return [o[::-1] for o in ids] if self.backwards else ids
     @torch.inference_mode()
     def logits(self, texts, # list of strings
-        max_tokens: int=49_152, # in a batch; an LSTM's matrix products are a sixth faster on 256 texts than on 64
+        max_tokens: int=49_152, # in a batch
         progress: bool=False # show a bar
     ) -> torch.Tensor: # (n k) float32, in the order of `texts`
         "Raw answers"

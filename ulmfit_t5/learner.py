@@ -60,15 +60,15 @@ def default_cbs(alpha: float=2., # AR
     bf16: bool|None=None # None: where the machine has instructions for it
 ) -> list: # of callbacks
     "What an AWD-LSTM trains with"
-    cbs = [ResetState(),ActivationReg(alpha, beta),NaNGuard()]
+    cbs = [ResetState(),*([ActivationReg(alpha, beta)] if alpha or beta else []),NaNGuard()]
     if clip: cbs.append(GradClip(clip))
     return cbs + ([MixedBF16()] if (bf16_fast(default_device()) if bf16 is None else bf16) else [])
 
 class TextLearner(Learner):
     "A fastai `Learner` whose files are artefacts, not pickles"
-    def __init__(self, dls, model, loss_func, tok, backwards=False, preset='adamw', cbs=None, reg=None, **kwargs):
+    def __init__(self, dls, model, loss_func, tok, backwards=False, preset='adamw', opt_func=None, cbs=None, reg=None, **kwargs):
         self.tok,self.backwards = tok,backwards
-        super().__init__(dls, model, loss_func, opt_func=partial(adam_ulmfit, preset=preset), splitter=lambda m: m.groups(),
+        super().__init__(dls, model, loss_func, opt_func=opt_func or partial(adam_ulmfit, preset=preset), splitter=lambda m: m.groups(),
             cbs=[*default_cbs(**(reg or {})),*(cbs or [])], **kwargs)
         keep_freed_memory()
     def export(self, *args, **kwargs):

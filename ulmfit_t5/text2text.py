@@ -55,9 +55,9 @@ class Text2TextLearner(TextLearner):
     ):
         if isinstance(opt_func, str) and opt_func not in OPTIMIZERS: raise ValueError(f"optimizer {opt_func!r} is not known: choose one of {', '.join(OPTIMIZERS)}, or give an opt_func")
         kwargs = dict(metrics=[Perplexity(model.config.pad_id)])|kwargs
-        super().__init__(dls, model, T5Loss(model, eps=eps, z_loss=z_loss), tok, reg=dict(clip=None if opt_func=='adafactor' else 1.)|(reg or {}), lr=lr, **kwargs)
-        self.opt_func = OPTIMIZERS.get(opt_func, opt_func) if isinstance(opt_func, str) else opt_func
-        self.remove_cb(ActivationReg)
+        reg = dict(alpha=0., beta=0., clip=None if opt_func=='adafactor' else 1.)|(reg or {})
+        opt_func = OPTIMIZERS[opt_func] if isinstance(opt_func, str) else opt_func
+        super().__init__(dls, model, T5Loss(model, eps=eps, z_loss=z_loss), tok, opt_func=opt_func, reg=reg, lr=lr, **kwargs)
     def _split(self, b): self.xb,self.yb = ((b[0],b[1]) if len(b)==2 else (b[0],b[1],b[2],b[4])),(b[1],)
     @property
     def task(self): return getattr(self.dls, 'task', None)

@@ -184,11 +184,11 @@ def evaluate(self:ULMFiT, df: pd.DataFrame, # texts and labels, in the columns t
     task = self._trained().task
     if task!='single': raise ValueError(f'evaluate counts wrong labels, and this is a {task} task: use learn.validate(dl=dls.test_dl(df, with_labels=True))')
     if not len(df): raise ValueError('there is nothing to evaluate on: the table has no rows')
-    d,_ = read_table(df, **self.dls.read | {k:v for k,v in dict(text_cols=text_cols, label_cols=label_cols).items() if v})
+    d,_ = read_table(df, **getattr(self.dls, 'read', {}) | {k:v for k,v in dict(text_cols=text_cols, label_cols=label_cols).items() if v})
     got = self.learn.predictor().probs(d.text.tolist()).argmax(1)
     want = d.label.astype(str).map({l:i for i,l in enumerate(map(str, self.learn.labels))})
     if want.isna().any(): raise ValueError(f'label {d.label[want.isna()].iloc[0]!r} was not in training: there are {self.learn.labels}')
-    k,n = int((got!=want.to_numpy()).sum()),len(df)
+    k,n = int((got!=want.to_numpy()).sum()),len(d)
     return dict(error=k/n, **dict(zip(('low','high'), wilson(k, n))), n=n)
 
 # %% ../nbs/api/44_ulmfit.ipynb #09638a70

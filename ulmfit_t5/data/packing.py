@@ -147,7 +147,7 @@ def _cut(x, most, eos_id):
     x = Ragged(x.ids, x.lens) if isinstance(x, Corpus) else Ragged.of(x)
     if x.lens.max(initial=0)<=most: return x
     lens,first = np.minimum(x.lens, most),x.offsets[:-1]
-    ids = x.ids[np.repeat(first-np.cumsum(lens)+lens, lens)+np.arange(lens.sum())].copy()
+    ids = x.ids[spans(first, lens)]
     if eos_id is not None: ids[(np.cumsum(lens)-1)[x.lens>most]] = eos_id
     return Ragged(ids, lens)
 

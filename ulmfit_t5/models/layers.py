@@ -70,9 +70,10 @@ class WeightDropped(nn.Module):
         mask = self._once('mask', lambda: dropout_mask(w, w.shape, self.weight_p))
         return self._once(('dropped',torch.is_grad_enabled()), lambda: w*mask) # one for chunks with a graph, one for those without
     def _once(self, key, make):
-        if self._held is None: return make()
-        if key not in self._held: self._held[key] = make()
-        return self._held[key]
+        held = self._held # another thread may leave its `one_mask` meanwhile
+        if held is None: return make()
+        if key not in held: held[key] = make()
+        return held[key]
 
 @contextmanager
 def one_mask(model: nn.Module): # layers that drop weights are found in it
