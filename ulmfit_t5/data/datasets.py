@@ -147,6 +147,11 @@ def _trec(ps, u):
 
 def _lines(ps, u): return pd.DataFrame([dict(text=l.strip(), label=u['labels'][p.name]) for p in ps for l in _rows(p, u['encoding'])])
 
+# %% ../../nbs/api/13_data.datasets.ipynb #1e456e38
+def _multirc(ps, u):
+    return pd.DataFrame([dict(paragraph=d['passage']['text'], question=q['question'], answer=a['text'], label=str(a['label']),
+        idx=dict(paragraph=d['idx'], question=q['idx'])) for p in ps for d in map(json.loads, _rows(p)) for q in d['passage']['questions'] for a in q['answers']])
+
 # %% ../../nbs/api/13_data.datasets.ipynb #92918c91
 def _conll(ps, u):
     def sents(p):
@@ -168,7 +173,7 @@ def _articles(ps):
 def _docs(ps, u): return pd.DataFrame(dict(text=list(_articles(ps))))
 
 _readers = dict(csv=_csv, tsv=_tsv, headless=_headless, jsonl=_jsonl, folder=_folder, trec=_trec, lines=_lines, conll=_conll, docs=_docs,
-    txt=_docs, tokens=_docs)
+    txt=_docs, tokens=_docs, multirc=_multirc)
 
 # %% ../../nbs/api/13_data.datasets.ipynb #baa17f7a
 def _absent(spec, split, why):
@@ -218,10 +223,13 @@ def _raw(spec, split, download, check):
     return df
 
 # %% ../../nbs/api/13_data.datasets.ipynb #4119c1e1
+def _first_text(o): return next(iter(o['text']), '') if isinstance(o, dict) else o # the first of several right answers; '' where a question has none
+
 def _target_values(y, spec):
     names = spec.names or {}
     if spec.task=='regression': return y.astype(float)
     if spec.task=='labels': return y.map(lambda o: [names.get(k, k) for k in o.split(',')])
+    if spec.task=='text': return y.map(_first_text)
     return y.map(lambda o: names.get(o, o))
 
 def _tidy(df, spec):
