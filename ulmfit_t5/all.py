@@ -35,6 +35,7 @@ from ulmfit_t5.train.callbacks import *
 from ulmfit_t5.train.record import *
 from ulmfit_t5.train.state import *
 from ulmfit_t5.train.resume import *
+from ulmfit_t5.train.run import *
 from ulmfit_t5.artefacts import *
 from ulmfit_t5.inference import *
 from ulmfit_t5.metrics import *
