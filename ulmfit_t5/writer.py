@@ -71,12 +71,13 @@ def save_t5(path, # folder to write
     lengths=(512,128), # tokens of inputs and of targets
     card: str|None=None, # Markdown of the model card
     dtype: str|None=None, # 'bf16' halves the file
+    shard_mb: float|None=None, # largest file of weights, in millions of bytes
     **info # plain values to keep
 ) -> Path:
     "Save a T5 with its tokenizer; raises ArtefactError where they do not belong together"
     check_t5(model.config, tok)
     config = dict(arch='t5', kind='text2text', model=vars(model.config), lengths=list(lengths), task=task_info(task), **info)
-    return save_artefact(path, config, model, tok, card, dtype)
+    return save_artefact(path, config, model, tok, card, dtype, shard_mb)
 
 # %% ../nbs/api/45b_writer.ipynb #45b0000c
 def load_t5(pretrained, # folder of ours or of transformers, `T5`, `T5Config`, a name in `T5_SIZES`, or None for the compact size
