@@ -33,7 +33,7 @@ def datasets(
     print(datasets(task or None).to_string())
 
 # %% ../nbs/api/90_cli.ipynb #ca4aaa60
-COMMANDS = dict(demo='ulmfit_t5.demo', pretrain='ulmfit_t5.pretrain', predict='ulmfit_t5.cli', datasets='ulmfit_t5.cli')
+COMMANDS = dict(demo='ulmfit_t5.demo', pretrain='ulmfit_t5.pretrain', pretrain_t5='ulmfit_t5.pretrain_t5', predict='ulmfit_t5.cli', datasets='ulmfit_t5.cli')
 
 def usage() -> str: # shown by `ulmfit_t5` alone
     "The commands and where their options are"
