@@ -75,10 +75,10 @@ def options(obj, # of a class that keeps its options
     "Options that would make `obj` again; raises TypeError for one that is not kept or can not travel"
     cls,out = type(obj),{}
     for k,p in _parameters(cls).items():
-        if not hasattr(obj, k):
+        if k not in vars(obj):
             if p.default is not p.empty: continue
             raise TypeError(f'{cls.__name__} does not keep its option {k!r}')
-        v = getattr(obj, k)
+        v = vars(obj)[k]
         if getattr(v, '__qualname__', '').startswith(f'{cls.__qualname__}.__init__.<locals>'): continue # a default of its own
         out[k] = describe(v, known)
     return out
