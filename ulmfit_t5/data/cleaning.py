@@ -6,8 +6,9 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/data.cleaning.html.md"""
 
 # %% auto #0
 __all__ = ['RULES', 'C4_RULES', 'C4_CODE_RULES', 'Rule', 'rule', 'terminal_punctuation', 'min_words', 'javascript', 'policy',
-           'sentence_spans', 'min_sentences', 'lorem_ipsum', 'curly_bracket', 'BadWords', 'Language', 'citations',
-           'normal_sentence', 'without_sentences', 'DuplicateSpans', 'read_rules', 'Cleaner', 'clean_texts']
+           'sentence_spans', 'min_sentences', 'lorem_ipsum', 'curly_bracket', 'word_list', 'BadWords', 'Language',
+           'citations', 'normal_sentence', 'without_sentences', 'DuplicateSpans', 'read_rules', 'page_lines', 'Cleaner',
+           'clean_texts']
 
 # %% ../../nbs/api/19_data.cleaning.ipynb #ed22e492
 import inspect,re,warnings
@@ -82,7 +83,8 @@ def policy(line: str) -> bool: # keep it?
 
 # %% ../../nbs/api/19_data.cleaning.ipynb #f7055594
 _TITLES = 'Mr','Ms','Dr','St','Mrs','Jr','Sr','vs','Prof','No','Gen','Rep','Sen','Gov','Rev','Lt','Col','Capt','Inc','Ltd','Co','Corp'
-_END = re.compile(r'(?:[!?]|' + ''.join(rf'(?<!\b{t})' for t in (*_TITLES,'[A-Z]')) + r'\.)["\'”’)\]]*\s+(?![a-z])|\n\s*')
+_NOT_AFTER = ''.join(rf"(?<!\b(?:{'|'.join(o for o in _TITLES if len(o)==n)})\.)" for n in {*map(len, _TITLES)}) + r'(?<!\b[A-Z]\.)'
+_END = re.compile(r'[.!?\n](?:(?<=\n)\s*|' + _NOT_AFTER + r'["\'”’)\]]*\s+(?![a-z]))')
 
 def sentence_spans(text: str) -> list: # (first character, one past the last) of each sentence
     "Where the sentences of a text are; nothing but white space lies between them"
@@ -105,14 +107,23 @@ def curly_bracket(text: str) -> bool: # keep it?
     "Pages with a curly bracket, which most programs have"
     return '{' not in text
 
+# %% ../../nbs/api/19_data.cleaning.ipynb #5a4e4474
+def word_list(words) -> set: # in small letters
+    "Words and phrases of a file, one a line, or of an iterable; raises ValueError where there are none"
+    if isinstance(words, (str,Path)):
+        if not str(words): raise ValueError('the rule bad_words needs a list: bad_words=FILE with one word or phrase a line; none ships with the library')
+        if not Path(words).is_file(): raise FileNotFoundError(f'the list of bad words {words} is not there: give a file with one word or phrase a line')
+        words = Path(words).read_text(encoding='utf8').splitlines()
+    found = {' '.join(o.lower().split()) for o in words}-{''}
+    if not found: raise ValueError('the list of bad words is empty: give a file with one word or phrase a line, or leave the rule bad_words out')
+    return found
+
 # %% ../../nbs/api/19_data.cleaning.ipynb #e1131676
 @rule('page', 3)
 class BadWords:
     "Pages with a word of the given list"
     def __init__(self, words: str=''): # file with one word or phrase a line; or an iterable of them
-        if isinstance(words, (str,Path)): words = _word_file(words)
-        words = {' '.join(o.lower().split()) for o in words}-{''}
-        if not words: raise ValueError('the list of bad words is empty: give a file with one word or phrase a line, or leave the rule bad_words out')
+        words = word_list(words)
         self.single = {w for w in words if re.fullmatch(r'\w+', w)}
         self.others = [(w, re.compile(rf'(?<!\w){re.escape(w)}(?!\w)')) for w in sorted(words-self.single)]
     def __call__(self, text: str) -> bool: # keep it?
@@ -120,10 +131,6 @@ class BadWords:
         return self.single.isdisjoint(_WORD.findall(low)) and not any(w in low and p.search(low) for w,p in self.others)
 
 _WORD = re.compile(r'\w+')
-def _word_file(path):
-    if not str(path): raise ValueError('the rule bad_words needs a list: bad_words=FILE with one word or phrase a line; none ships with the library')
-    if not Path(path).is_file(): raise FileNotFoundError(f'the list of bad words {path} is not there: give a file with one word or phrase a line')
-    return Path(path).read_text(encoding='utf8').splitlines()
 
 # %% ../../nbs/api/19_data.cleaning.ipynb #d79637e8
 @lru_cache
@@ -206,6 +213,11 @@ def read_rules(rules=C4_RULES, # names, each with its option after '=': 'min_wor
 
 def _listed(names): return [s for o in names.split(',') if (s:=o.strip())] if isinstance(names, str) else list(names)
 
+# %% ../../nbs/api/19_data.cleaning.ipynb #c1718f84
+def page_lines(text: str) -> list: # lines
+    "Lines of a page that have something in them"
+    return [s for l in text.splitlines() if (s:=l.strip())]
+
 # %% ../../nbs/api/19_data.cleaning.ipynb #62870264
 class Cleaner:
     "Rules in order: a function from a page to what is left of it, or None; `report` counts"
@@ -220,7 +232,7 @@ class Cleaner:
         self.steps = [(n, RULES[n].kind, make(n, v)) for n,v in named]
         self.report = CleaningReport({n:RULES[n].why for n,_ in named}, n_samples, notes)
     def __call__(self, text: str) -> str|None: # cleaned; None where the page is dropped
-        lines = _lines(text)
+        lines = page_lines(text)
         self.report.came(lines)
         if not lines: self.report.took('empty', lines, lines)
         for name,kind,f in self.steps:
@@ -233,12 +245,11 @@ class Cleaner:
         return '\n'.join(lines)
 
 _NO_LIST = 'The rule bad_words did not run: no list was given (bad_words=FILE, one word or phrase a line; the paper used LDNOOBW).'
-def _lines(text): return [s for l in text.splitlines() if (s:=l.strip())]
 def _apply(kind, f, lines):
     "Lines that a rule leaves; the very same list where it takes nothing"
     if kind=='line': new = [l for l in lines if f(l)]
     elif kind=='page': new = lines if f('\n'.join(lines)) else []
-    else: new = lines if (t:=f(old:='\n'.join(lines)))==old else _lines(t)
+    else: new = lines if (t:=f(old:='\n'.join(lines)))==old else page_lines(t)
     return lines if len(new)==len(lines) and kind=='line' else new
 
 # %% ../../nbs/api/19_data.cleaning.ipynb #d2b935ce
