@@ -1,18 +1,19 @@
 "Bad rows, columns, files and characters: each is handled and reported, or refused with a sentence that names it and the way out"
-import json,lzma
-import numpy as np,pandas as pd,pytest
+import bz2,gzip,json,lzma
+import numpy as np,pandas as pd,pytest,torch
 from fastai.callback.core import Callback
 from fastai.data.block import CategoryBlock,DataBlock
 from fastai.data.transforms import ColReader,IndexSplitter
 from hypothesis import given,settings,strategies as st
 from ulmfit_t5.data.blocks import clean_chars,random_valid,read_table
 from ulmfit_t5.data.datasets import load_dataset
-from ulmfit_t5.data.loaders import TextBlock,TextDataLoaders
+from ulmfit_t5.data.loaders import BucketLoader,LMLoader,MemoryCorpus,TextBlock,TextDataLoaders
 from ulmfit_t5.data.tokenizer import train_subword
 from ulmfit_t5.models.awd_lstm import language_model
 from ulmfit_t5.models.checkpoint import ArtefactError
 from ulmfit_t5.train.callbacks import NonFiniteError
 from ulmfit_t5.artefacts import load_classifier,load_language_model,save_classifier,save_encoder,save_language_model
+from ulmfit_t5.inference import TextPredictor,generate_text
 from ulmfit_t5.learner import text_classifier_learner
 
 @pytest.fixture(scope='module')
@@ -308,3 +309,120 @@ def test_texts_in_both_parts_are_told_for_a_random_split_too(tok, tmp_path):
     df = pd.DataFrame(dict(text=['the same text again']*20+[f'another text {i}' for i in range(20)], label=['a','b']*20))
     report = TextDataLoaders.from_df(df, tok=tok, cache=tmp_path, bs=4, progress=False).report
     assert 'in both parts' in str(report) and all('row' in o for o in report.duplicates)
+
+@pytest.mark.parametrize('pct', [0,1,-.1,20])
+def test_a_share_to_validate_with_that_is_none(tok, pct):
+    with pytest.raises(ValueError, match=f'valid_pct={pct} is no share to validate with'): TextDataLoaders.from_list(['a','b']*9, ['x','y']*9, valid_pct=pct, tok=tok)
+
+def test_labels_that_differ_only_in_white_space_are_told(tok):
+    kw = dict(tok=tok, bs=4, device='cpu', progress=False)
+    report = TextDataLoaders.from_list(['a','b','c','d']*5, [' pos','pos','neg','Pos']*5, **kw).report
+    assert "' pos' and 'pos' and 'Pos' differ only in white space" in str(report) and "white space" in report._repr_html_()
+    assert 'white space' not in str(TextDataLoaders.from_list(['a','b']*9, ['pos','neg']*9, **kw).report)
+
+def test_a_single_class_is_refused(tok):
+    df = frame(text=['a','b']*9, label=['x']*18)
+    with pytest.raises(ValueError, match="every text to train with has the label 'x', and a classifier needs two classes or more"): TextDataLoaders.from_df(df, tok=tok, progress=False)
+    dls = DataBlock((TextBlock(tok),CategoryBlock), get_x=ColReader('text'), get_y=ColReader('label'), splitter=IndexSplitter([0,1])).dataloaders(df, bs=4, device='cpu')
+    with pytest.raises(ValueError, match="all labels are 'x'"): text_classifier_learner(dls, None)
+    assert TextDataLoaders.from_df(df, is_lm=True, tok=tok, bs=2, progress=False).is_lm
+
+@pytest.mark.parametrize('v', [float('inf'),-float('inf'),np.float32('inf')])
+def test_an_infinite_label(v): refused('row 1', "column 'label'", 'is not a finite number', source=frame(text=['a','b'], label=[1.,v]))
+
+@pytest.mark.parametrize('name', ['bs','val_bs','seq_len'])
+@pytest.mark.parametrize('n', [0,-3,2.5,'8'])
+def test_sizes_below_one(tok, name, n):
+    kw = {'tok':tok, 'is_lm':True, 'progress':False, name:n}
+    with pytest.raises(ValueError, match=f'{name}={n!r}: give the number of .*, 1 or more'): TextDataLoaders.from_list(['the cat sat on the mat']*9, **kw)
+
+def test_a_size_of_nothing_where_loaders_are_made_by_hand(tok):
+    c = MemoryCorpus([[2,3,4]]*9)
+    for make in (lambda: LMLoader(c, bs=0), lambda: LMLoader(c, seq_len=0), lambda: BucketLoader(c, bs=0), lambda: TextDataLoaders.from_sets(c, c, bs=0)):
+        with pytest.raises(ValueError, match='=0: give the number of'): make()
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')
+def test_a_gpu_that_is_not_there(learn, tok, tmp_path):
+    learn.save(tmp_path/'c')
+    calls = (lambda: TextDataLoaders.from_list(['a','b']*9, ['x','y']*9, tok=tok, device='cuda'), lambda: TextPredictor.load(tmp_path/'c', device='cuda:1'),
+        lambda: BucketLoader(MemoryCorpus([[2,3]]*9), device='cuda'))
+    for call in calls:
+        with pytest.raises(ValueError, match="device='cuda(:1)?': PyTorch finds no CUDA GPU here"): call()
+
+PACKERS = {'.gz':gzip.compress, '.xz':lzma.compress, '.bz2':bz2.compress}
+rng = np.random.default_rng(0)
+LINES = {'.csv':'text,label\n'+''.join(f'{rng.integers(10**9)} a,xy\n' for _ in range(9000)), '.txt':'one\n\ntwo\n'*9000}
+LINES['.jsonl'] = ''.join(json.dumps(dict(text=f'{rng.integers(10**9)}'))+'\n' for _ in range(9000))
+
+@pytest.mark.parametrize('pack', PACKERS)
+@pytest.mark.parametrize('kind', LINES)
+@pytest.mark.parametrize('harm', [lambda b: b[:len(b)//2], lambda b: b'no archive'+b, lambda b: b[:len(b)//2]+bytes(200)+b[len(b)//2+200:]], ids=['cut','foreign','changed'])
+def test_a_damaged_archive(tmp_path, pack, kind, harm):
+    p = tmp_path/f'a{kind}{pack}'
+    p.write_bytes(PACKERS[pack](LINES[kind].encode()))
+    kw = dict(label_cols=None)
+    assert len(read_table(p, **kw)[0])>=9000
+    p.write_bytes(harm(p.read_bytes()))
+    refused(p.name, 'damaged', source=p, **kw)
+
+@pytest.mark.parametrize('name', ['A.CSV','a.Csv.GZ','A.TSV','A.JSONL','A.TXT'])
+def test_endings_in_capitals(tmp_path, tok, name):
+    p,sep = tmp_path/name,'\t' if 'T' in name else ','
+    kind = name.lower().split('.')[1]
+    s = dict(jsonl='{"text":"a cat","label":"x"}\n'*2, txt='a cat\n\na dog\n').get(kind, f'text{sep}label\n'+f'a cat{sep}x\n'*2)
+    p.write_bytes(gzip.compress(s.encode()) if name.endswith('GZ') else s.encode())
+    df,_ = read_table(p, label_cols=None if kind=='txt' else 'label')
+    assert len(df)==2 and df.text[0].strip()=='a cat'
+    dls = TextDataLoaders.from_list(['a cat','a dog']*9, ['x','y']*9, tok=tok, bs=4, device='cpu', progress=False)
+    assert kind=='txt' or name.endswith('GZ') or dls.test_dl(str(p)).n==2
+    (tmp_path/'d').mkdir()
+    p.rename(tmp_path/'d'/p.name)
+    assert len(read_table(tmp_path/'d', label_cols=None)[0])==(1 if kind=='txt' else 2)
+
+def test_a_repeated_index_names_the_row_by_its_position():
+    df = pd.concat([frame(text=['a','b'], label=['x','y']),frame(text=['c',None], label=['x','y'])])
+    refused('row at position 3', "column 'text'", 'is missing', source=df)
+    got,rep = read_table(df, on_bad='drop')
+    assert got['at'].tolist()==[f'row at position {i}' for i in range(3)] and rep.dropped[0][0]=='row at position 3'
+    refused('row 1 of train', source=dict(train=df.iloc[2:], valid=df.iloc[:2]))
+
+@pytest.mark.parametrize('enc,hint', [('utf-16','utf-16'),('utf-16-le','utf-16-le'),('utf-16-be','utf-16-be')])
+@pytest.mark.parametrize('kind', ['.csv','.jsonl','.txt','.csv.gz'])
+def test_utf_16_gets_a_hint(tmp_path, enc, hint, kind):
+    p,s = tmp_path/f'a{kind}','{"text":"a caf\xe9"}\n' if kind=='.jsonl' else 'text\na caf\xe9\n'
+    p.write_bytes(gzip.compress(s.encode(enc)) if kind.endswith('gz') else s.encode(enc))
+    refused(f'{p.name} is UTF-16 text: give encoding={hint!r}', source=p, label_cols=None)
+    assert 'café' in read_table(p, label_cols=None, encoding=hint)[0].text.iloc[-1]
+
+def test_an_encoding_that_there_is_not(tmp_path):
+    (tmp_path/'a.csv').write_text('text\na\n')
+    refused("encoding='utf9' is unknown to Python", source=tmp_path/'a.csv', encoding='utf9', label_cols=None)
+
+@settings(max_examples=40, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=['Cs','Cc','Zl','Zp']), min_size=1).filter(str.strip), enc=st.sampled_from(['utf8','utf-16','utf-16-le','utf-16-be']))
+def test_a_text_file_is_read_in_its_encoding_or_the_encoding_is_named(tmp_path_factory, text, enc):
+    "Read with the right encoding a text is itself; UTF-16 is never read as UTF-8, and UTF-8 never taken for UTF-16"
+    p = tmp_path_factory.mktemp('e')/'a.txt'
+    p.write_bytes(text.encode(enc))
+    assert read_table(p, label_cols=None, encoding=enc)[0].text.tolist()==[text.removeprefix('\ufeff') if enc!='utf-16' else text]
+    if enc=='utf8': assert read_table(p, label_cols=None)[0].text.tolist()==[text.removeprefix('\ufeff')]
+    elif enc=='utf-16': refused("give encoding='utf-16'", source=p, label_cols=None)
+
+def test_more_labels_than_there_are(learn):
+    p = learn.predictor()
+    assert list(p.predict_frame(['a cat','a dog'], k=5, progress=False))==['text','label','prob','label2','prob2']
+    assert p.predict('a cat').top(9)==list(p.predict('a cat').probs.items())
+    with pytest.raises(ValueError, match='k=0: give the number of labels'): p.predict_frame(['a'], k=0)
+
+@pytest.mark.parametrize('labels,says', [(['x'],'2 texts and 1 label'),(['x','z'],"label 'z' was not in training"),([],'do not go together')])
+def test_an_evaluation_that_makes_no_sense(learn, labels, says):
+    with pytest.raises(ValueError, match=says): learn.predictor().evaluate(['a','b'], labels)
+    with pytest.raises(ValueError, match='nothing to evaluate on'): learn.predictor().evaluate([], [])
+
+@settings(max_examples=15, deadline=None)
+@given(n=st.integers(0, 4), prompt=st.sampled_from(['','the cat','שלום']))
+def test_text_of_any_length_is_generated(tok, n, prompt):
+    lm = language_model(len(tok), emb_sz=8, n_hid=8, n_layers=1)
+    ids = tok.encode(prompt)
+    assert generate_text(lm, tok, prompt, n).startswith(tok.decode(ids)) and len(tok.encode(generate_text(lm, tok, prompt, 0)))==len(ids)
+    with pytest.raises(ValueError, match='n=-1: give the number of tokens'): generate_text(lm, tok, prompt, -1)

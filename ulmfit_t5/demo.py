@@ -20,6 +20,7 @@ from .core import *
 from .data.datasets import *
 from .data.loaders import *
 from .train.callbacks import *
+from .inference import wilson
 from .ulmfit import *
 
 # %% ../nbs/api/91_demo.ipynb #70f225c5

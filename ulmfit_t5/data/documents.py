@@ -107,4 +107,7 @@ def text_dataset(ds, # `TextDataset`, `Corpus`, or fastai `Datasets`
     corpus,docs = last.documents([Pipeline(before)(o) for o in items])
     try: y = torch.stack([tls[1][i].as_subclass(torch.Tensor) for i in range(len(ds))]) if len(tls)>1 and len(ds) else None
     except (RuntimeError,AttributeError): return None
-    return TextDataset(corpus, docs, y, y_type=torch.Tensor if y is None else type(tls[1][0]), backwards=last.backwards)
+    kw = {} if y is None else dict(y_type=type(tls[1][0]), labels=_labels_of(tls[1]))
+    return TextDataset(corpus, docs, y, tok=last.tok, backwards=last.backwards, **kw)
+
+def _labels_of(tl): return list(tl.vocab) if hasattr(tl, 'vocab') else None # a number has none

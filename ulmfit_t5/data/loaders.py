@@ -39,6 +39,8 @@ def targets(df: pd.DataFrame, # from `read_table`, with `label`
     if labels is None: labels = sorted({o for y in df.label[~df.is_valid] for o in (y if kind=='multi' else [y])})
     ids = {o:i for i,o in enumerate(labels)}
     if kind=='category':
+        if len(labels)<2: raise ValueError(f'every text to train with has the label {labels[0]!r}, and a classifier needs two classes or more: '
+            'name another column in label_cols=, or give is_lm=True for a language model')
         y = torch.tensor([ids[o] for o in df.label])
         return dict(y=y, y_tfms=[Categorize(labels, sort=False)], y_type=TensorCategory, labels=labels)
     y = torch.zeros(len(df), len(labels))
@@ -46,6 +48,11 @@ def targets(df: pd.DataFrame, # from `read_table`, with `label`
     return dict(y=y, y_tfms=[MultiCategorize(labels),OneHotEncode(len(labels))], y_type=TensorMultiCategory, labels=labels)
 
 # %% ../../nbs/api/15_data.loaders.ipynb #80e54cfc
+def _check_options(bs=1, val_bs=None, seq_len=1, device=None, **_): # before anything is read or tokenised
+    for k,n,what in (('bs',bs,'streams, or of documents in a batch'),('val_bs',val_bs,'the same for validation'),('seq_len',seq_len,'tokens in a window')):
+        if n is not None or k!='val_bs': check_size(k, n, what)
+    check_device(device)
+
 class TextDataLoaders(DataLoaders):
     "fastai `DataLoaders` of texts with `tok`, `corpus`, `report`, `vocab`, `labels` and `y_range`"
     @classmethod
@@ -65,7 +72,8 @@ class TextDataLoaders(DataLoaders):
         path='.', # where a `Learner` saves
         y_range=None # lowest and highest value of a regression
     ):
-        "Loaders of sets that are tokenised already"
+        "Loaders of sets that are tokenised already; raises ValueError for sizes below 1 and for a GPU that is not there"
+        _check_options(bs, val_bs, seq_len, device)
         for ds,part in ((train,'train'),(valid,'validate')):
             if is_lm and ds is not None: enough_tokens(ds.lens, part)
         make,kw = (LMLoader,dict(tok=tok, seq_len=seq_len, backwards=backwards)) if is_lm else (BucketLoader,dict(max_tokens=max_tokens))
@@ -93,12 +101,13 @@ def from_source(cls:TextDataLoaders,
     progress: bool=True, # show a bar while tokenising
     **kwargs
 ):
-    "Loaders from any source; raises what `read_table` raises"
+    "Loaders from any source; raises what `read_table` and `from_sets` raise"
+    _check_options(**kwargs)
     read = {k:kwargs.pop(k) for k in _reading if k in kwargs}
     if is_lm: read.update(label_cols=None, regression=False)
     df,report = read_table(source, **read)
     if 'is_valid' not in df:
-        df['is_valid'] = random_valid(df, valid_pct or (.1 if is_lm else .2), seed)
+        df['is_valid'] = random_valid(df, (.1 if is_lm else .2) if valid_pct is None else valid_pct, seed)
         report.duplicates = in_both(df)
     v,tok = df.is_valid.to_numpy(),tok or bundled_tokenizer()
     report.n_train,report.n_valid = int((~v).sum()),int(v.sum())
@@ -207,7 +216,7 @@ def test_dl(self:TextDataLoaders,
     "Loader of new texts, sorted by length; raises what `read_table` raises"
     ds = self.loaders[-1].ds
     if not isinstance(source, str|Path) and hasattr(source, '__len__') and not len(source): raise ValueError('there are no texts to read: give one or more')
-    if isinstance(source, str) and Path(source[:200]).suffix not in ('.csv','.tsv','.jsonl'): source = [source]
+    if isinstance(source, str) and Path(source[:200]).suffix.lower() not in ('.csv','.tsv','.jsonl'): source = [source]
     read = {**self.read, **({} if isinstance(source, pd.DataFrame|str|Path) or hasattr(source, 'to_pandas') else dict(text_cols='text'))}
     if not with_labels: read['label_cols'] = None
     df,report = read_table(source, labels=ds.labels if with_labels else None, **read)

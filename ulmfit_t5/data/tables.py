@@ -8,18 +8,17 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/data.tables.html.md"""
 __all__ = ['VALID_NAMES', 'UNSUP_NAMES', 'Table', 'n_of', 'by_number', 'ReadReport', 'clean_chars', 'join_fields', 'read_tables']
 
 # %% ../../nbs/api/13b_data.tables.ipynb #146e2ba7
-import bz2,csv,gzip,html,json,lzma,re
+import bz2,csv,gzip,html,json,lzma,re,zlib
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass,field
-from itertools import islice
+from itertools import groupby,islice
 from pathlib import Path
 
 import numpy as np,pandas as pd
 
 # %% ../../nbs/api/13b_data.tables.ipynb #f99c7322
 from .tokenizer import SPECIALS,FLD_ID
-from .corpus import read_documents
 
 # %% ../../nbs/api/13b_data.tables.ipynb #6ccf18d6
 @dataclass
@@ -93,16 +92,35 @@ def join_fields(texts) -> str: # one text is left as it is
     return texts[0] if len(texts)==1 else ' '.join(f'{SPECIALS[FLD_ID]} {i} {t}' for i,t in enumerate(texts, 1))
 
 # %% ../../nbs/api/13b_data.tables.ipynb #9346af61
-_open = {'.xz':lzma.open, '.gz':gzip.open, '.bz2':bz2.open}
+_openers = {'.xz':lzma.open, '.gz':gzip.open, '.bz2':bz2.open}
+def _open(path, *args, **kwargs): return _openers.get(path.suffix.lower(), open)(path, *args, **kwargs)
+
+def _utf16(b):
+    "The UTF-16 that bytes begin with, if they do: by its mark, or by every other byte being 0 as in Latin letters"
+    if b[:2] in (b'\xff\xfe',b'\xfe\xff'): return 'utf-16'
+    halves = b[::2],b[1::2]
+    return next((n for n,z,o in zip(('utf-16-be','utf-16-le'), halves, halves[::-1]) if len(b)>7 and not any(z) and all(o)), None)
+
+# %% ../../nbs/api/13b_data.tables.ipynb #ed073d83
+def _decoded(path, encoding):
+    utf8 = encoding.lower() in ('utf8','utf-8')
+    if utf8:
+        with _open(path, 'rb') as f: found = _utf16(f.read(64))
+        if found: raise ValueError(f'{path.name} is UTF-16 text: give encoding={found!r}')
+    with _open(path, 'rt', encoding='utf-8-sig' if utf8 else encoding, newline='') as f: yield from (l.replace('\0', '\ud800') for l in f)
 
 def _lines(path, encoding):
-    enc = 'utf-8-sig' if encoding.lower() in ('utf8','utf-8') else encoding
-    try:
-        with _open.get(path.suffix, open)(path, 'rt', encoding=enc, newline='') as f: yield from (l.replace('\0', '\ud800') for l in f)
-    except UnicodeDecodeError as e:
-        why = f'byte {e.object[e.start]:#x}: {e.reason}'
-        raise ValueError(f"{path.name} is not {encoding} text ({why}); give its encoding, such as encoding='latin-1'") from None
+    try: yield from _decoded(path, encoding)
+    except UnicodeError as e:
+        why = f'byte {e.object[e.start]:#x}: {e.reason}' if isinstance(e, UnicodeDecodeError) else e
+        packed = ', or make it again if it is damaged' if path.suffix.lower() in _openers else ''
+        raise ValueError(f"{path.name} is not {encoding} text ({why}); give its encoding, such as encoding='latin-1'{packed}") from None
+    except LookupError: raise ValueError(f"encoding={encoding!r} is unknown to Python: give one such as 'utf8', 'latin-1' or 'utf-16'") from None
+    except (OSError,EOFError,zlib.error,lzma.LZMAError) as e:
+        if isinstance(e, OSError) and e.errno: raise
+        raise ValueError(f'{path.name} is damaged, or no {path.suffix} file at all ({e}): make or download it again') from None
 
+# %% ../../nbs/api/13b_data.tables.ipynb #3f280101
 def _csv_rows(lines, sep, quoting, head=None):
     rd,rows,bad = csv.reader(lines, delimiter=sep, quoting=quoting, strict=True),{},[]
     while True:
@@ -149,12 +167,17 @@ def _read_jsonl(path, encoding):
             elif o is not None: bad.append((i, 'it is not a JSON object'))
     return Table(pd.DataFrame(list(rows.values()), index=list(rows), dtype=object), path.name, 'line', bad)
 
+def _documents(path, encoding):
+    "Texts between blank lines"
+    for blank,g in groupby(_lines(path, encoding), lambda l: not l.strip()):
+        if not blank: yield ''.join(g).replace('\r\n', '\n')
+
 # %% ../../nbs/api/13b_data.tables.ipynb #73dae3fe
 VALID_NAMES,UNSUP_NAMES = ('valid','validation','val','dev'),('unsup','unsupervised','unlabelled','unlabeled')
 _splits = ('train','training','test',*VALID_NAMES,*UNSUP_NAMES)
 
 def _read_folder(path, encoding, **kw):
-    fs = {p.relative_to(path):p for p in sorted(path.rglob('*.txt'))}
+    fs = {p.relative_to(path):p for p in sorted(path.rglob('*')) if p.suffix.lower()=='.txt'}
     if not fs: return {p.name.split('.')[0]:_read_file(p, encoding, **kw) for p in sorted(path.iterdir()) if _kind(p)}
     deep = any(len(p.parts)>2 and p.parts[0] in _splits for p in fs)
     out = {}
@@ -166,7 +189,7 @@ def _read_folder(path, encoding, **kw):
         out.setdefault(split, {})[str(rel)] = dict(text=''.join(_lines(p, encoding)), **({} if label is None else dict(label=label)))
     return {k:Table(pd.DataFrame(list(v.values()), index=list(v), dtype=object), k or path.name, 'file') for k,v in out.items()}
 
-def _kind(p): return next((s for s in reversed(p.suffixes) if s in ('.csv','.tsv','.jsonl','.txt')), None)
+def _kind(p): return next((s for s in map(str.lower, reversed(p.suffixes)) if s in ('.csv','.tsv','.jsonl','.txt')), None)
 
 # %% ../../nbs/api/13b_data.tables.ipynb #18514146
 def _read_file(path, encoding='utf8', columns=None, sep=None):
@@ -174,7 +197,7 @@ def _read_file(path, encoding='utf8', columns=None, sep=None):
     if not path.exists(): raise FileNotFoundError(f'{path} is not there: give a .csv, .tsv, .jsonl or .txt file, or a folder of texts')
     if kind in ('.csv','.tsv'): return _read_csv(path, sep or (',' if kind=='.csv' else '\t'), encoding, columns)
     if kind=='.jsonl': return _read_jsonl(path, encoding)
-    if kind=='.txt': return Table(pd.DataFrame(dict(text=list(read_documents(path)))), path.name, 'document')
+    if kind=='.txt': return Table(pd.DataFrame(dict(text=list(_documents(path, encoding)))), path.name, 'document')
     raise ValueError(f'{path.name} is of no kind that is known here: give .csv, .tsv, .jsonl or .txt, plain or with .gz, .xz or .bz2')
 
 # %% ../../nbs/api/13b_data.tables.ipynb #64f92600
@@ -202,6 +225,7 @@ def read_tables(source, # DataFrame, file, folder, list, Hugging Face Dataset, o
     if isinstance(source, (list,tuple,pd.Series,np.ndarray)):
         dicts = len(source) and all(isinstance(o, dict) for o in source)
         source = pd.DataFrame(list(source)) if dicts else pd.DataFrame(dict(text=pd.Series(list(source), dtype=object)))
-    if isinstance(source, pd.DataFrame): return {'':Table(source, name)}
+    if isinstance(source, pd.DataFrame):
+        return {'':Table(source, name) if source.index.is_unique else Table(source.reset_index(drop=True), name, 'row at position')}
     raise TypeError(f'texts can not be read from a {type(source).__name__}: give a DataFrame, a CSV, TSV or JSONL file, a folder, a list '
         'of strings, or a Hugging Face Dataset')

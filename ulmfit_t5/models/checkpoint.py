@@ -7,7 +7,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/models.checkpoint.html.md"""
 # %% auto #0
 __all__ = ['split_tied', 'to_stored', 'cut_rows', 'pack_shards', 'join_rows', 'ArtefactError', 'check_replaceable',
            'default_card', 'write_tensors', 'save_artefact', 'Artefact', 'refuse_pickle', 'check_file', 'read_tensors',
-           'load_artefact', 'load_tensors', 'sub_tensors', 'VocabMatch', 'match_vocab', 'match_tensors']
+           'saved_config', 'load_artefact', 'load_tensors', 'sub_tensors', 'VocabMatch', 'match_vocab', 'match_tensors']
 
 # %% ../../nbs/api/23_models.checkpoint.ipynb #be4f88ab
 import json,re
@@ -131,7 +131,8 @@ def save_artefact(path, # folder to write; an artefact that is there is replaced
     tokenizer=None, # anything with `save(folder)`
     card:str|None=None, # Markdown for README.md
     dtype:str|None=None, # store as 'fp32', 'fp16' or 'bf16'; None as they are
-    shard_mb:float|None=None # largest file of weights, in millions of bytes
+    shard_mb:float|None=None, # largest file of weights, in millions of bytes
+    parts:dict|None=None # name of a folder inside -> function that saves an artefact at the path it is given
 ) -> Path: # of the folder
     "Write an artefact, all of it or nothing; raises ArtefactError where it may not go there, OSError where it does not fit"
     path = Path(path).absolute()
@@ -144,7 +145,8 @@ def save_artefact(path, # folder to write; an artefact that is there is replaced
         with atomic_path(path) as tmp:
             tmp.mkdir()
             write_json(tmp/'config.json', config)
-            write_tensors(tmp, own, shard_mb)
+            if own: write_tensors(tmp, own, shard_mb)
+            for name,save in (parts or {}).items(): save(tmp/name)
             if tokenizer is not None: tokenizer.save(tmp)
             (tmp/'README.md').write_text(card or default_card(config, sum(t.numel() for t in own.values())), encoding='utf8')
             files = {f:dict(bytes=(tmp/f).stat().st_size, sha256=sha256_file(tmp/f)) for f in _files(tmp)}
@@ -210,11 +212,8 @@ def read_tensors(path:Path, # folder of an artefact
     try: return {k:t.float() if t.is_floating_point() else t for k,t in join_rows(parts).items()}
     except ValueError as e: raise ArtefactError(f"{path}: {e}") from e
 
-def load_artefact(path, # folder
-    kind=None, # 'language_model', 'encoder', 'classifier', or several of them; None takes any
-    verify:bool=True # compare hashes
-) -> Artefact:
-    "Read an artefact; raises ArtefactError with one sentence for whatever is wrong with it"
+def _checked(path, kind, verify):
+    "Folder, manifest and settings of an artefact in which all is as it should be"
     path,kinds = standing_path(path),(kind,) if isinstance(kind, str) else kind
     if not path.is_dir(): raise ArtefactError(f"{path} is {'a file' if path.exists() else 'not there'}; give a saved folder")
     if not (path/'manifest.json').is_file(): raise ArtefactError(f"{path} is not an artefact: no manifest.json among {_files(path)[:5]}")
@@ -223,7 +222,23 @@ def load_artefact(path, # folder
     for f,entry in man['files'].items(): check_file(path, f, entry, verify)
     config = _json(path/'config.json')
     if kinds and config.get('kind') not in kinds: raise ArtefactError(f"{path} holds a {config.get('kind')}, not a {' or '.join(kinds)}")
-    tensors = read_tensors(path, [f for f in man['files'] if f.endswith('.safetensors')])
+    return path,man,config
+
+# %% ../../nbs/api/23_models.checkpoint.ipynb #e740c509
+def saved_config(path, # folder
+    kind=None, # as for `load_artefact`
+    verify:bool=True # compare hashes
+) -> dict:
+    "Settings of an artefact, its weights unread; raises as `load_artefact` does"
+    return _checked(path, kind, verify)[2]
+
+def load_artefact(path, # folder
+    kind=None, # 'language_model', 'encoder', 'classifier', or several of them; None takes any
+    verify:bool=True # compare hashes
+) -> Artefact:
+    "Read an artefact; raises ArtefactError with one sentence for whatever is wrong with it"
+    path,man,config = _checked(path, kind, verify)
+    tensors = read_tensors(path, [f for f in man['files'] if f.endswith('.safetensors') and '/' not in f]) # those of parts are theirs
     lost = [v for v in man['tied'].values() if v not in tensors]
     if lost: raise ArtefactError(f"{path}: the tied tensor {lost[0]} is missing")
     tensors.update({k:tensors[v] for k,v in man['tied'].items()})
