@@ -70,7 +70,7 @@ def test_integrated_gradients_equal_captum(n):
     p = classifier_probe(pred, TEXT, 1)
     enc,V = pred.model.eval().encoder.embed,enc_size(pred)
     def forward(x): # (n t d)
-        with fed(enc, x.flatten(0, 1)): return p.f(V+torch.arange(x.shape[0]*x.shape[1]).view(x.shape[:2]))[:,0]
+        with feed_vectors(enc, x.flatten(0, 1)): return p.f(V+torch.arange(x.shape[0]*x.shape[1]).view(x.shape[:2]))[:,0]
     x,b = p.reals[0][None],p.bases[0][None]
     peer = attr.IntegratedGradients(forward).attribute(x, b, n_steps=n, method='gausslegendre').sum(-1)[0]
     np.testing.assert_allclose(integrated_gradients(p, n, most=n).scores[:,0], peer.numpy(), atol=1e-5)
@@ -115,7 +115,7 @@ def test_nothing_stays_behind():
 
 def test_hooks_go_where_the_model_fails():
     e = nn.Embedding(5, 2)
-    with pytest.raises(ZeroDivisionError), fed(e, torch.zeros(1, 2)): 1/0
+    with pytest.raises(ZeroDivisionError), feed_vectors(e, torch.zeros(1, 2)): 1/0
     assert not e._forward_hooks and not e._forward_pre_hooks
 
 def test_a_sum_that_is_not_reached_is_told():
@@ -134,7 +134,7 @@ def test_deleting_what_speaks_for_an_answer_hurts_it():
         rows,res = p.reals[0].clone(),[]
         for i in order:
             rows[i] = p.bases[0][i]
-            with torch.no_grad(),fed(p.embeds[0], rows): res.append(float(p.f(p.embeds[0].num_embeddings+torch.arange(len(rows))[None])))
+            with torch.no_grad(),feed_vectors(p.embeds[0], rows): res.append(float(p.f(p.embeds[0].num_embeddings+torch.arange(len(rows))[None])))
         return np.mean(res)
     order = np.argsort(-s)
     chance = [left(np.random.default_rng(i).permutation(len(s))) for i in range(8)]
