@@ -1,5 +1,5 @@
 # Everything runs in one environment, .venv in this folder; the first command that needs it makes it.
-# PYTHON=python3.12 picks another Python (3.10 or newer); ARGS=... goes to the command; TORCH_PIP=... to pip when it fetches torch.
+# PYTHON=python3.12 picks another Python (3.10 or newer); ARGS=... goes to the command; JOBS=1 runs tests one by one; TORCH_PIP=... to pip when it fetches torch.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= auto
 TORCH_PIP ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -38,7 +39,7 @@ demo: $(STAMP) ## fine-tune the bundled model into a classifier, test, save, rel
 	@$(BIN)/ulmfit_t5 demo $(ARGS)
 
 test: $(STAMP) ## run all tests (tutorials shortened)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadgroup $(ARGS)
 
 lessons: $(STAMP) ## run every tutorial whole
 	@ULMFIT_T5_LESSON=full $(BIN)/python -m pytest tests/test_tutorials.py -v --durations=0 $(ARGS)

@@ -16,6 +16,7 @@ def pytest_configure(config):
     config._ulmfit_cache = tempfile.mkdtemp(prefix='ulmfit_t5_tests_')
     os.environ['ULMFIT_T5_CACHE'] = config._ulmfit_cache
     os.environ.setdefault('ULMFIT_T5_LESSON', 'short')
+    if n:=int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 0)): os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//n))) # cores are shared
 
 def pytest_unconfigure(config): shutil.rmtree(config._ulmfit_cache, ignore_errors=True)
 
