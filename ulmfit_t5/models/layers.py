@@ -160,7 +160,7 @@ class QRNNLayer(WeightDropped):
 # %% ../../nbs/api/20_models.layers.ipynb #8f0a5720
 class _LinearCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h, w, b, targ, chunk, eps, dt, grad):
+    def forward(ctx, h, w, b, targ, chunk, eps, zeta, dt, grad):
         n,V = max(len(h),1),len(w)
         wd,bd = w.to(dt),None if b is None else b.to(dt)
         loss = h.new_zeros((), dtype=torch.float32)
@@ -174,6 +174,10 @@ class _LinearCE(torch.autograd.Function):
             nll = -p.gather(1, t).float().clamp_min(1e-38).log()
             if eps: nll += eps*(z.gather(1, t).float() - z.float().mean(-1, keepdim=True))
             loss += nll.sum()
+            if zeta:
+                log_z = z.amax(-1, keepdim=True).float() - p.amax(-1, keepdim=True).float().log()
+                loss += zeta*log_z.square().sum()
+                p.mul_(1+2*zeta*log_z)                                     # dloss/dlogits of both, but for the targets
             if not any(grad): continue
             p[range(len(p)),t[:,0]] += eps-1                               # now dloss/dlogits, but for 1/n
             if eps: p.sub_(eps/V)
@@ -184,7 +188,7 @@ class _LinearCE(torch.autograd.Function):
         ctx.dtypes = h.dtype,w.dtype,None if b is None else b.dtype
         return loss/n
     @staticmethod
-    def backward(ctx, g): return *[None if o is None or d is None else (o*g).to(d) for o,d in zip(ctx.saved_tensors, ctx.dtypes)],*[None]*5
+    def backward(ctx, g): return *[None if o is None or d is None else (o*g).to(d) for o,d in zip(ctx.saved_tensors, ctx.dtypes)],*[None]*6
 
 # %% ../../nbs/api/20_models.layers.ipynb #20da4d7d
 def linear_cross_entropy(h: Tensor, # (n e) hidden states
@@ -192,10 +196,11 @@ def linear_cross_entropy(h: Tensor, # (n e) hidden states
     bias: Tensor|None, # (V) or None
     targ: Tensor, # (n) ids
     chunk: int=1024, # positions whose logits are held at a time
-    eps: float=0. # label smoothing
+    eps: float=0., # label smoothing
+    z_loss: float=0. # weight of the squared log normaliser
 ) -> Tensor: # scalar, float32
     "Mean cross-entropy of `softmax(h @ weight.T + bias)`; gradients are taken chunk by chunk in the forward pass"
     dt = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
     on = torch.is_grad_enabled()
     grad = tuple(on and o is not None and o.requires_grad for o in (h,weight,bias))
-    with torch.autocast(h.device.type, enabled=False): return _LinearCE.apply(h, weight, bias, targ, chunk, eps, dt, grad)
+    with torch.autocast(h.device.type, enabled=False): return _LinearCE.apply(h, weight, bias, targ, chunk, eps, z_loss, dt, grad)

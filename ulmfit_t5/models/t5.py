@@ -110,6 +110,7 @@ class Block(nn.Module):
         self.cross_norm,self.cross = (norm(),attention()) if cross else (None,None)
         self.ff_norm,self.ff = (share.ff_norm,share.ff) if share else (norm(),FeedForward(c))
         self.drop = Dropout(c.p)
+    def keys_values(self, memory: Tensor) -> tuple: return self.cross.keys_values(memory) # (b u d) -> twice (b h u d), what a cache of the memory holds
     def forward(self, x: Tensor, # (b t d)
         bias: Tensor|None=None, # added to the scores of self-attention
         memory: Tensor|None=None, # (b u d) of the encoder
@@ -209,7 +210,8 @@ class T5(nn.Module):
         return self.decoder(self.embed(ids), visible(seg, seg, causal=True), memory, visible(seg.clamp(min=1), _one(input_segments)))
     def logits(self, hidden) -> Tensor: # (... d), or a `T5Output` -> (... V)
         h = hidden.hidden if isinstance(hidden, T5Output) else hidden
-        return F.linear(h*self.config.scale, self.head_weight)
+        h = h*self.config.scale
+        return F.linear(h, self.embed.weight) if self.head is None else self.head(h)
 
 def _one(segments):
     "One row for all, where no row has padding: then a mask of the batch is one of a row"
@@ -251,13 +253,8 @@ class T5Loss:
     ): self.model,self.chunk,self.eps,self.z_loss = model,chunk,eps,z_loss
     def __call__(self, out: T5Output, targ=None) -> Tensor: # scalar, float32; `targ` is in `out` already
         keep = out.labels>=0
-        h,y,w = out.hidden[keep]*self.model.config.scale,out.labels[keep],self.model.head_weight
-        if not self.z_loss: return linear_cross_entropy(h, w, None, y, self.chunk, self.eps)
-        parts = [checkpoint(self._with_z, hc, w, yc, use_reentrant=False) for hc,yc in zip(h.split(self.chunk), y.split(self.chunk))]
-        return sum(parts)/max(len(y), 1)
-    def _with_z(self, h, w, y):
-        z = F.linear(h, w).float()
-        return F.cross_entropy(z, y, reduction='sum', label_smoothing=self.eps) + self.z_loss*z.logsumexp(-1).square().sum()
+        h,y = out.hidden[keep]*self.model.config.scale,out.labels[keep]
+        return linear_cross_entropy(h, self.model.head_weight, None, y, self.chunk, self.eps, self.z_loss)
 
 # %% ../../nbs/api/26_models.t5.ipynb #26a00023
 @patch
