@@ -30,7 +30,7 @@ def _fitting(thread):
 
 class Steering(Callback):
     "Takes commands from any thread and applies them before the next batch; made by `steering(learn)`"
-    order,run_valid,_stateattrs = 70,True,('cond','queue','thread','job')
+    order,run_valid,_stateattrs = 70,True,('cond','queue','thread','job','watchers')
     def __init__(self,
         folder=None, # saved points are written here too; None keeps them in memory only
         keep:int=4, # saved points in memory
@@ -42,7 +42,7 @@ class Steering(Callback):
         self.steps_done,self.fit_no,self.until,self.waited = 0,-1,None,0.
         self._begin()
 
-    def _init_state(self): self.cond,self.queue,self.thread,self.job = threading.Condition(),[],None,None
+    def _init_state(self): self.cond,self.queue,self.thread,self.job,self.watchers = threading.Condition(),[],None,None,[]
     def _begin(self):
         self.paused,self.allow,self.ending,self.stopped,self.active = False,0,False,False,False
         self.planned,self.using,self.flags = None,None,{}
@@ -91,12 +91,20 @@ def _drain(self:Steering):
 
 @patch
 def _apply(self:Steering, t):
-    if t.name in CONTROL and not (self.active or self.job): return t.finish(error=RuntimeError(f"{t.name} came when no training was under way: start one first"))
-    try: COMMANDS[t.name](self, **t.args)
-    except Exception as e: return t.finish(error=e)
-    epoch = self.learn.epoch if self.active else None
-    self.log.append(dict(time=time.time(), fit=self.fit_no, epoch=epoch, step=self.steps_done, command=t.name, args=t.args))
-    t.finish(self.steps_done)
+    try:
+        if t.name in CONTROL and not (self.active or self.job): raise RuntimeError(f"{t.name} came when no training was under way: start one first")
+        COMMANDS[t.name](self, **t.args)
+    except Exception as e: t.finish(error=e)
+    else:
+        epoch = self.learn.epoch if self.active else None
+        self.log.append(dict(time=time.time(), fit=self.fit_no, epoch=epoch, step=self.steps_done, command=t.name, args=t.args))
+        t.finish(self.steps_done)
+    self._tell(t)
+
+# %% ../../nbs/api/36_train.steer.ipynb #6b3fbaf8
+@patch
+def _tell(self:Steering, t=None):
+    for f in self.watchers: f(t)
 
 # %% ../../nbs/api/36_train.steer.ipynb #9676a4e8
 @patch
@@ -246,7 +254,8 @@ def close(self:Steering):
 @patch
 def _wait(self:Steering):
     "Sleep while paused; commands that come in wake it and are applied"
-    start = time.monotonic()
+    start,waits = time.monotonic(),self.paused and not self.allow
+    if waits: self._tell()
     while self.paused and not self.allow and not self.stopped:
         left = None if self.until is None else self.until-time.monotonic()
         if left is not None and left<=0: self.paused = False
@@ -255,6 +264,7 @@ def _wait(self:Steering):
             if t is None and self.paused: self.cond.wait(left)
         if t is not None: self._apply(t)
     if self.paused and self.training: self.allow = max(0, self.allow-1)
+    if waits: self._tell()
     self._lost(time.monotonic()-start)
 
 # %% ../../nbs/api/36_train.steer.ipynb #83088e14

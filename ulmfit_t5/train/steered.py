@@ -43,6 +43,7 @@ class SteeredRun:
         self.steer._let_go()
         self.steer.job = None
         self.steer.close()
+        self.steer._tell()
         if err and not self.awaited: traceback.print_exception(err)
 
     @property
