@@ -25,6 +25,7 @@ from .data.documents import *
 from .data.noise import Ragged
 from .data.batches import *
 from .data.packing import *
+from .data.sharding import *
 from .data.loaders import TextDataLoaders
 from .models.checkpoint import load_artefact
 from .train.state import load_state,save_state
