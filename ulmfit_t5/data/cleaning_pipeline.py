@@ -9,9 +9,9 @@ __all__ = ['EXECUTORS', 'ReadPages', 'CleanPages', 'WritePages', 'SentenceSplitt
            'Finish', 'executor_class', 'cleaning_jobs', 'clean', 'cleaning_report']
 
 # %% ../../nbs/api/19a_data.cleaning_pipeline.ipynb #838530da
-import gzip,inspect,io,json,shutil
+import gzip,inspect,io,json,shutil,sys
 from collections import deque
-from contextlib import redirect_stderr
+from contextlib import contextmanager,redirect_stderr
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
@@ -158,26 +158,31 @@ _OURS = 'pipeline','tasks','workers','logging_dir','depends','skip_completed'
 # %% ../../nbs/api/19a_data.cleaning_pipeline.ipynb #a0a46768
 def _run_jobs(jobs, work, name, workers, options):
     "Run (name, steps, tasks), skipping tasks that are done"
-    options = dict(options)
+    options,last = dict(options),None
     if name=='ray': _start_ray(options.pop('init', {}))
-    cls,last = executor_class(name, options),None
-    if name=='local': cls = type('QuietExecutor', (cls,), dict(_run_for_rank=_quiet_rank))
+    cls = executor_class(name, options)
+    if name=='local':
+        cls = type('QuietExecutor', (cls,), dict(_run_for_rank=_quiet_rank))
+        options.setdefault('start_method', 'fork' if sys.platform=='linux' else 'spawn')
     for job,steps,tasks in jobs:
-        kw = dict(options, job_name=f'clean_{job}') if name=='slurm' else options
-        last = cls(pipeline=steps, tasks=tasks, workers=min(workers, tasks), logging_dir=str(work/'logs'/job), depends=last if name=='slurm' else None, **kw)
+        kw = dict(options, job_name=f'clean_{job}', depends=last) if name=='slurm' else options
+        last = cls(pipeline=steps, tasks=tasks, workers=min(workers, tasks), logging_dir=str(work/'logs'/job), **kw)
         if name=='slurm': continue
-        with redirect_stderr(io.StringIO()): _set_log(), last.run()
-        _set_log()
+        last.run()
         if left := last.get_incomplete_ranks(): raise RuntimeError(f'{len(left)} of {tasks} tasks of {job!r} failed; what they said is in {work/"logs"/job/"logs"}; '
             'mend it and call again to go on')
     if name=='slurm': last.run()
 
+@contextmanager
+def _quiet():
+    "What datatrove tells goes to its files only"
+    from datatrove.utils.logging import setup_default_logger
+    try:
+        with redirect_stderr(io.StringIO()): yield setup_default_logger()
+    finally: setup_default_logger()
+
 def _quiet_rank(self, *args, **kw):
     with redirect_stderr(io.StringIO()): return type(self).__mro__[1]._run_for_rank(self, *args, **kw)
-
-def _set_log():
-    from datatrove.utils.logging import setup_default_logger
-    setup_default_logger()
 
 # %% ../../nbs/api/19a_data.cleaning_pipeline.ipynb #582b1ea2
 def _start_ray(init):
@@ -250,7 +255,7 @@ def clean(
     workers,out = workers or n_cpus(),Path(out)
     named,words = read_rules(rules or C4_RULES, skip),sorted(word_list(bad_words)) if bad_words else None
     Cleaner([f'{n}={v}' if v else n for n,v in named], bad_words=words) # a mistake in the rules is told now, not by each task
-    opts = json.loads(Path(options).read_text(encoding='utf8')) if isinstance(options, (str,Path)) and str(options) else dict(options or {})
+    opts = _read_options(options)
     executor_class(executor, {k:v for k,v in opts.items() if k!='init' or executor!='ray'})
     files = _checked_files(texts, out, field) if isinstance(texts, (str,Path)) else []
     tasks = tasks or _tasks_before(out) or max(workers, min(len(files), 1000))
@@ -258,16 +263,22 @@ def clean(
         reader='' if files else f'{texts!r} {getattr(texts, "data_folder", "")}', bad_words=stable_hash(words)))
     if not (out/'report.json').exists():
         source = ReadPages(files, field) if files else texts
-        _run_jobs(cleaning_jobs(source, out, named, tasks, bad_words=words, n_samples=n_samples), out/'work', executor, workers, opts)
+        with _quiet(): _run_jobs(cleaning_jobs(source, out, named, tasks, bad_words=words, n_samples=n_samples), out/'work', executor, workers, opts)
     if executor=='slurm' and not (out/'report.json').exists():
         return print(f'The jobs are in the queue of Slurm; when they are done, the report is cleaning_report({str(out)!r})')
     print(r:=cleaning_report(out))
     return r
 
+def _read_options(options):
+    if not options or isinstance(options, dict): return dict(options or {})
+    try: return dict(json.loads(Path(options).read_text(encoding='utf8')))
+    except (OSError,ValueError,TypeError) as e: raise ValueError(f'{options} is no JSON file with options, such as {{"partition": "cpu"}}: {e}') from e
+
 def _tasks_before(out):
     p = Path(out)/'cleaning.json'
     return json.loads(p.read_text(encoding='utf8'))['tasks'] if p.exists() else 0
 
+# %% ../../nbs/api/19a_data.cleaning_pipeline.ipynb #a0093d52
 def cleaning_report(out) -> CleaningReport: # of all tasks
     "The report of a cleaning in folder `out`; raises FileNotFoundError where it is not finished, and says how far it is"
     if (p:=Path(out)/'report.json').exists(): return _load_report(p)
