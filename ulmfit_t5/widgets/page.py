@@ -47,7 +47,7 @@ def _theme(fg, mute, bg, rule):
 STYLE = ('<style>'+_theme('#222','#666','#fff','#ccc')+'@media(prefers-color-scheme:dark){'+_theme('#ddd','#9a9a9a','#111','#444')+'}'
     '.u5{color:var(--u5-fg);background:var(--u5-bg);font:13px/1.5 system-ui,sans-serif;padding:4px 6px;print-color-adjust:exact;-webkit-print-color-adjust:exact}'
     '.u5 svg,.u5 img{max-width:100%;height:auto;vertical-align:middle}.u5 .u5-row{display:flex;flex-wrap:wrap;gap:14px;align-items:flex-start}'
-    '.u5 summary{cursor:pointer}.u5 :focus-visible{outline:2px solid #0072B2;outline-offset:1px}.u5 table{color:inherit;font-size:inherit}'
+    '.u5 td svg,.u5 td img{max-width:none}.u5 summary{cursor:pointer}.u5 :focus-visible{outline:2px solid #0072B2;outline-offset:1px}.u5 table{color:inherit;font-size:inherit}'
     '.u5 figure{break-inside:avoid}</style>')
 
 # %% ../../nbs/api/60a_widgets.page.ipynb #5e13436c

@@ -46,9 +46,9 @@ class Trace:
 
 # %% ../../nbs/api/61a_widgets.trace.ipynb #ce794f54
 HELP = dict(state='does the group train?', rate='learning rate of the last step measured, 0 where frozen', grad='norm of the gradient over norm of the weights',
-    update='norm of what one step changed over norm of the weights', drift='distance from the pretrained weights over their norm; one scale for all rows',
+    update='norm of what one step changed over norm of the weights', drift='distance from the pretrained weights over their norm; one scale for all groups, one for all layers',
     sd='mean and standard deviation of what the layer puts out', dead='share of units that give the same value for every text')
-HEAD = dict(state='state', rate='rate', grad='gradient / weight', update='update / weight', drift='drift', sd='output', dead='dead units')
+HEAD = dict(state='state', rate='rate', grad='grad / weight', update='update / weight', drift='drift', sd='output', dead='dead units')
 
 def state_html(train: bool|None # None: some of it trains
 ) -> str: # HTML
@@ -63,16 +63,16 @@ def _cell(trace, row, kind, step, label, colour):
     ys = trace.series(row, kind, step)
     now = next((v for v in reversed(ys) if v is not None), None)
     if now is None: return '<span style="opacity:.6">–</span>'
-    span = (0, 1) if kind=='dead' else (0, trace.most(kind) or 1) if kind in ('drift','rate') else None
+    span = (0, 1) if kind=='dead' else (0, trace.most(kind, row[0]) or 1) if kind in ('drift','rate') else None
     words = num(now)
     if kind=='sd': words = f"{num(next((v for v in reversed(trace.series(row, 'mean', step)) if v is not None), None))} ± {num(now)}"
     if kind=='dead': words = f'{now:.0%}'
-    return f'<span style="white-space:nowrap">{sparkline(ys, 56, 18, colour, f"{label}, {HEAD[kind]}", span)} {esc(words)}</span>'
+    return f'<span style="white-space:nowrap">{sparkline(ys, 48, 18, colour, f"{label}, {HEAD[kind]}", span)} {esc(words)}</span>'
 
 def _row(trace, row, name, train, rate, step, indent=0):
     kinds = 'grad','update','drift','sd','dead'
     colour = PALETTE[0] if train else '#808080'
-    first = f'<span style="padding-left:{indent}px">{name}</span>'
+    first = f'<span style="padding-left:{indent}px;white-space:nowrap">{name}</span>'
     r = _cell(trace, row, 'rate', step, 'rate', colour) if row[0]=='group' and trace.upto(step) else esc(num(rate))
     return [first,state_html(train),r,*[_cell(trace, row, k, step, row[0]+f' {row[1]}', colour) for k in kinds]]
 
@@ -80,8 +80,8 @@ def _row(trace, row, name, train, rate, step, indent=0):
 def _heads(): return [f'<span title="{esc(HELP[k])}">{esc(v)}</span>' for k,v in HEAD.items()]
 
 def _table(rows, first):
-    th = ''.join(f'<th scope="col" style="text-align:left;padding:2px 8px;border-bottom:1px solid #888;font-weight:600">{h}</th>' for h in [esc(first),*_heads()])
-    td = lambda c: f'<td style="text-align:left;padding:2px 8px;border-bottom:1px solid #8884">{c}</td>'
+    th = ''.join(f'<th scope="col" style="text-align:left;padding:2px 7px;white-space:nowrap;border-bottom:1px solid #888;font-weight:600">{h}</th>' for h in [esc(first),*_heads()])
+    td = lambda c: f'<td style="text-align:left;padding:2px 7px;border-bottom:1px solid #8884">{c}</td>'
     body = ''.join(f"<tr>{''.join(map(td, r))}</tr>" for r in rows)
     return f'<div style="overflow-x:auto"><table style="border-collapse:collapse;font-size:12px"><thead><tr>{th}</tr></thead><tbody>{body}</tbody></table></div>'
 
