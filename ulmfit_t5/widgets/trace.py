@@ -54,7 +54,7 @@ def state_html(train: bool|None # None: some of it trains
 ) -> str: # HTML
     "Open or frozen, in word, shape and colour"
     words,colour,fill = ('open',PALETTE[0],True) if train else ('frozen','#808080',False)
-    box = f'display:inline-block;width:9px;height:9px;border:2px solid {colour};background:{colour if fill else "transparent"}'
+    box = f'display:inline-block;vertical-align:-1px;width:9px;height:9px;border:2px solid {colour};background:{colour if fill else "transparent"}'
     return f'<span style="white-space:nowrap"><span style="{box}"></span> {words}</span>'
 
 # %% ../../nbs/api/61a_widgets.trace.ipynb #515d647e
