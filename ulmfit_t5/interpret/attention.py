@@ -8,21 +8,21 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/interpret.attention.html.md"""
 __all__ = ['ATTENTION_SIDES', 'TopK', 'attention_weights', 'watch_attention', 'attention_of', 'pack_topk', 'unpack_topk',
            'AttentionView', 'attention_view', 'plot_attention', 'bias_curves', 'plot_bias']
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #545496e5
+# %% ../../nbs/api/53_interpret.attention.ipynb #03d98b9b
 import base64,html,json
 from contextlib import contextmanager
 from typing import NamedTuple
 import numpy as np,torch
 from torch import Tensor
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #eafeabcd
+# %% ../../nbs/api/53_interpret.attention.ipynb #cb4635dd
 from ..models.attention import Attention,RelativeBias,segments_of
 from ..models.t5 import T5
 from ..pairs import encode_targets
 from ..text2text import Text2TextLearner
 from ..writer import TextWriter
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #bf3e8834
+# %% ../../nbs/api/53_interpret.attention.ipynb #71835ab8
 class TopK(NamedTuple):
     "The largest weights of each row, for all layers and heads"
     idx: np.ndarray # (l h q k) keys, int32
@@ -63,7 +63,7 @@ def watch_attention(layers, # `Attention` modules
     finally:
         for h in hooks: h.remove()
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #1d1c40a7
+# %% ../../nbs/api/53_interpret.attention.ipynb #64d64270
 ATTENTION_SIDES = dict(encoder='encoder looks at the input', decoder='decoder looks at what is written', cross='decoder looks at the input')
 
 def attention_of(model: T5, inputs: Tensor, # (t) ids
@@ -91,7 +91,7 @@ def _watch_all(model, sides, x, y, top):
     with watch_attention(sides['decoder'], top) as dec,watch_attention(sides['cross'], top) as cross: model.decode(start, seg, memory, segments_of(x, model.config.pad_id))
     return dict(encoder=enc, decoder=dec, cross=cross)
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #d59f7ab6
+# %% ../../nbs/api/53_interpret.attention.ipynb #8dfbbd70
 def pack_topk(a: TopK) -> dict: # plain values; `k`, `v` in base64
     "Weights as bytes: 0 to 255 for 0 to 1, keys in two bytes"
     enc = lambda x: base64.b64encode(x.tobytes()).decode()
@@ -102,7 +102,7 @@ def unpack_topk(d: dict) -> TopK: # what `pack_topk` gave
     dec = lambda s,t: np.frombuffer(base64.b64decode(s), t).reshape(d['shape'])
     return TopK(dec(d['k'], '<u2').astype(np.int32), dec(d['v'], np.uint8)/255, d['n'])
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #4eac693d
+# %% ../../nbs/api/53_interpret.attention.ipynb #59d0e2d9
 _JS = """(()=>{const R=document.currentScript.parentNode,D=JSON.parse(R.querySelector('.u5-data').textContent),$=s=>R.querySelector(s);
 const dec=s=>Uint8Array.from(atob(s),c=>c.charCodeAt(0)),raw={};for(const s in D)raw[s]={k:new Uint16Array(dec(D[s].k).buffer),v:dec(D[s].v),h:D[s].shape};
 const S=$('.u5-side'),L=$('.u5-layer'),H=$('.u5-head'),A=$('.u5-read'),B=$('.u5-wrote');let at=0;
@@ -117,10 +117,12 @@ const focus=()=>{const q=toks()[0];R.querySelectorAll('[data-i]').forEach(o=>o.t
 R.addEventListener('click',pick);R.addEventListener('mouseover',pick);R.addEventListener('focusin',pick);
 for(const o of[S,L,H])o.addEventListener('change',()=>{if(o==S)at=0;focus();show()});$('.u5-ctl').style.display='';focus();show()})()"""
 
-def _spans(names): return ''.join(f'{" " if o.startswith(("▁","xx")) and i else ""}<span data-i="{i}" style="padding:1px 0;border-radius:3px">{html.escape(o.replace("▁", "") or "·")}</span>'
-    for i,o in enumerate(names))
+def _spans(names):
+    faint = lambda o: ';opacity:.5' if o.startswith('xx') else ''
+    space = lambda i,o: ' ' if i and (o.startswith(('▁','xx')) or names[i-1].startswith('xx')) else ''
+    return ''.join(f'{space(i, o)}<span data-i="{i}" style="padding:1px 0;border-radius:3px{faint(o)}">{html.escape(o.replace("▁", "") or "·")}</span>' for i,o in enumerate(names))
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #2eccfd13
+# %% ../../nbs/api/53_interpret.attention.ipynb #b337f6b2
 class AttentionView:
     "The largest attention weights of a T5 for one pair of texts; `sides` holds them as `TopK`"
     def __init__(self, sides: dict, # of `attention_of`
@@ -161,7 +163,7 @@ class AttentionView:
             + block('u5-read', 'read', self.read)+block('u5-wrote', 'written', self.wrote)
             + f'<script type="application/json" class="u5-data">{data}</script><script>{_JS}</script></div>')
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #e47c3777
+# %% ../../nbs/api/53_interpret.attention.ipynb #0d536d15
 def attention_view(writer: TextWriter, # or a `Text2TextLearner`
     text, # a text, or a row of the task
     target: str|None=None, # an answer; what the model writes by default
@@ -176,7 +178,7 @@ def attention_view(writer: TextWriter, # or a `Text2TextLearner`
     sides = attention_of(writer.model, torch.as_tensor(x, device=writer.device), torch.as_tensor(y, device=writer.device), top)
     return AttentionView(sides, tok.pieces(x), tok.pieces(y), **kwargs)
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #0cfa6904
+# %% ../../nbs/api/53_interpret.attention.ipynb #cb9af518
 def plot_attention(v: AttentionView, side: str|None=None, # one of its sides
     layer: int=-1, # from the bottom, or from the top if negative
     head: int|None=None, # None for the mean over heads
@@ -196,7 +198,7 @@ def plot_attention(v: AttentionView, side: str|None=None, # one of its sides
     ax.figure.colorbar(im, ax=ax, label='weight', pad=.01)
     return ax
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #d12c7062
+# %% ../../nbs/api/53_interpret.attention.ipynb #c6c56aea
 def bias_curves(bias: RelativeBias, # `model.encoder.bias` or `model.decoder.bias`
     reach: int=128 # greatest distance
 ) -> tuple: # distances (n), biases (h n)
@@ -215,7 +217,7 @@ def plot_bias(bias: RelativeBias, # `model.encoder.bias` or `model.decoder.bias`
     colours = '#0072B2','#D55E00','#009E73','#CC79A7','#E69F00','#56B4E9','#000000'
     for i,y in enumerate(ys): ax.step(x, y, where='mid', color=colours[i%7], ls=('-','--','-.',':')[i//7%4], lw=1.6, label=f'head {i+1}')
     ax.set_xscale('symlog', linthresh=8, linscale=1.5)
-    marks = [o for o in (-128,-64,-32,-16,-8,-4,0,4,8,16,32,64,128) if x[0]<=o<=x[-1]]
+    marks = [o for o in (-128,-32,-8,-4,0,4,8,32,128) if x[0]<=o<=x[-1]]
     ax.set(xlabel='key position minus query position', ylabel='added to the score', xticks=marks, xlim=(x[0],x[-1] if x[-1] else .5))
     ax.set_xticklabels(marks)
     ax.minorticks_off()

@@ -8,18 +8,18 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/interpret.calibration.html.md"""
 __all__ = ['Reliability', 'answer_confidence', 'reliability', 'fit_temperature', 'Calibration', 'plot_reliability',
            'bake_temperature']
 
-# %% ../../nbs/api/54a_interpret.calibration.ipynb #b2185815
+# %% ../../nbs/api/54a_interpret.calibration.ipynb #10368898
 from typing import NamedTuple
 import numpy as np,torch
 from torch import nn
 from fastcore.basics import patch
 
-# %% ../../nbs/api/54a_interpret.calibration.ipynb #545add77
+# %% ../../nbs/api/54a_interpret.calibration.ipynb #f5bd782b
 from ..models.losses import ACTIVATIONS,ClassifierLoss
 from ..inference import TextPredictor
 from .errors import Interpretation
 
-# %% ../../nbs/api/54a_interpret.calibration.ipynb #f0c55ec0
+# %% ../../nbs/api/54a_interpret.calibration.ipynb #de38fa4f
 class Reliability(NamedTuple):
     "Answers in bins of confidence"
     conf: np.ndarray  # (m) mean confidence
@@ -52,7 +52,7 @@ def reliability(conf, # (n) confidence
     keep = np.unique(at)
     return Reliability(*(np.array([f(at==b) for b in keep]) for f in (lambda m: conf[m].mean(), lambda m: right[m].mean(), np.count_nonzero)))
 
-# %% ../../nbs/api/54a_interpret.calibration.ipynb #ec668310
+# %% ../../nbs/api/54a_interpret.calibration.ipynb #11b8a3cd
 def fit_temperature(logits, # (n k) of texts that were not trained on
     targs, # (n) numbers of labels, or (n k) of 0 and 1
     task: str='single', # or 'multi'
@@ -71,7 +71,7 @@ def fit_temperature(logits, # (n k) of texts that were not trained on
     opt.step(closure)
     return float(np.clip(float(log_t.exp().detach().nan_to_num(most)), 1/most, most))
 
-# %% ../../nbs/api/54a_interpret.calibration.ipynb #c8fc30df
+# %% ../../nbs/api/54a_interpret.calibration.ipynb #c0499702
 class Calibration:
     "A temperature fitted on one set of texts, and how reliable answers were before and after"
     def __init__(self, logits, # (n k) of texts that were not trained on
@@ -94,7 +94,7 @@ class Calibration:
         return (f'temperature {self.T:.2f}: the model is {way}; calibration error {100*self.before.ece:.1f} % before, {100*self.after.ece:.1f} % after, '
             f'loss {self.nll[0]:.3f} before, {self.nll[1]:.3f} after'+(', both on the texts it was fitted on' if self.own else ''))
 
-# %% ../../nbs/api/54a_interpret.calibration.ipynb #a2a469cb
+# %% ../../nbs/api/54a_interpret.calibration.ipynb #fcae6f86
 def plot_reliability(*rs, # `Reliability`
     labels=(), # one for each
     ax=None # matplotlib axes to draw on
@@ -119,7 +119,7 @@ def plot_reliability(*rs, # `Reliability`
 def plot(self:Calibration, ax=None # matplotlib axes to draw on
 ): return plot_reliability(self.before, self.after, labels=('before',f'T = {self.T:.2f}'), ax=ax)
 
-# %% ../../nbs/api/54a_interpret.calibration.ipynb #bdaca749
+# %% ../../nbs/api/54a_interpret.calibration.ipynb #63be8f69
 def bake_temperature(model: nn.Module, # with a `head` that ends in a linear layer
     T: float
 ):

@@ -7,13 +7,13 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/interpret.errors.html.md"""
 # %% auto #0
 __all__ = ['Interpretation', 'HtmlPage']
 
-# %% ../../nbs/api/54_interpret.errors.ipynb #a1cdd3b2
+# %% ../../nbs/api/54_interpret.errors.ipynb #5ab4ebfe
 import html
 from copy import copy
 import numpy as np,pandas as pd,torch
 from fastcore.basics import patch
 
-# %% ../../nbs/api/54_interpret.errors.ipynb #c24c56ee
+# %% ../../nbs/api/54_interpret.errors.ipynb #8fa8066f
 from ..core import stable_hash
 from ..data.documents import TextDataset
 from ..models.losses import ACTIVATIONS,ClassifierLoss
@@ -21,7 +21,7 @@ from ..inference import TextPredictor
 from ..learner import ClassifierLearner
 from .attribution import explain_classifier
 
-# %% ../../nbs/api/54_interpret.errors.ipynb #d2b8934d
+# %% ../../nbs/api/54_interpret.errors.ipynb #1ac3a4fa
 class Interpretation:
     "Answers of a classifier for labelled texts; raises ValueError where texts, targets and answers do not fit each other"
     def __init__(self, texts, # strings
@@ -32,7 +32,7 @@ class Interpretation:
         pred: TextPredictor|None=None # to explain with
     ):
         self.texts,self.labels,self.task,self.pred = list(texts),[str(o) for o in labels],task,pred
-        self.logits,self.targs = torch.as_tensor(logits).float(),torch.as_tensor(np.asarray(targs))
+        self.logits,self.targs = torch.as_tensor(logits).float(),torch.as_tensor(np.array(targs))
         if task not in ('single','multi'): raise ValueError(f'errors are counted for labels, and this is a {task} task: use learn.validate()')
         n,k = self.logits.shape
         if not len(self.texts)==len(self.targs)==n: raise ValueError(f'{len(self.texts)} texts, {len(self.targs)} targets and {n} answers: give as many of each')
@@ -53,7 +53,7 @@ class Interpretation:
         if self.task=='single': return self.labels[int(o)]
         return ', '.join(l for l,on in zip(self.labels, np.asarray(o)) if on) or '(none)'
 
-# %% ../../nbs/api/54_interpret.errors.ipynb #281aa3b4
+# %% ../../nbs/api/54_interpret.errors.ipynb #9ffd2b81
 def _of_ids(pred, rows, **kwargs):
     "Raw answers for ids, which need not be tokenised again"
     own = copy(pred)
@@ -86,7 +86,7 @@ def from_table(cls:Interpretation, pred, # `TextPredictor`, or a `ClassifierLear
     texts = df[text_col].tolist()
     return cls(texts, df[label_col].astype(str).map(index).to_numpy(), pred.logits(texts), pred.labels, pred.task, pred)
 
-# %% ../../nbs/api/54_interpret.errors.ipynb #b6ad2e1d
+# %% ../../nbs/api/54_interpret.errors.ipynb #4f2ce372
 @patch
 def top_losses(self:Interpretation, k: int=9 # texts
 ) -> pd.DataFrame: # text, true, answer, prob, loss; indexed by place
@@ -95,7 +95,7 @@ def top_losses(self:Interpretation, k: int=9 # texts
     rows = [(self.texts[i],self.names(self.targs[i]),self.names(self.answers[i]),self.probs[i].max(),self.losses[i]) for i in idx]
     return pd.DataFrame(rows, columns=['text','true','answer','prob','loss'], index=idx)
 
-# %% ../../nbs/api/54_interpret.errors.ipynb #23482fd8
+# %% ../../nbs/api/54_interpret.errors.ipynb #72ac4278
 class HtmlPage:
     "HTML in a notebook, text when printed"
     def __init__(self, html, text): self.html,self.text = html,text
@@ -118,7 +118,7 @@ def show_top_losses(self:Interpretation, k: int=5, # texts
     lines = (f'{r.answer} {r.prob:.2f}, but it is {r.true} (loss {r.loss:.2f}): {r.text[:90]}' for r in top.itertuples())
     return HtmlPage(f'<div style="max-width:60em">{"".join(rows)}</div>', '\n'.join(lines))
 
-# %% ../../nbs/api/54_interpret.errors.ipynb #54667872
+# %% ../../nbs/api/54_interpret.errors.ipynb #69aecf56
 @patch
 def confusion(self:Interpretation) -> np.ndarray: # (k k) counts, true label by answer
     "How often each label got each answer; raises ValueError for several labels a text"
@@ -146,7 +146,7 @@ def most_confused(self:Interpretation, k: int=5) -> pd.DataFrame: # true, answer
     cells = [(i,j) for i,j in zip(*np.unravel_index(np.argsort(-off, axis=None, kind='stable'), off.shape)) if off[i,j]][:k]
     return pd.DataFrame([dict(true=self.labels[i], answer=self.labels[j], texts=off[i,j], of=m[i].sum()) for i,j in cells], columns=['true','answer','texts','of'])
 
-# %% ../../nbs/api/54_interpret.errors.ipynb #cae208bf
+# %% ../../nbs/api/54_interpret.errors.ipynb #b8ecb553
 def _lists(it, uid, most, chars):
     "The texts of each cell that has any"
     out,m = [],it.confusion()
@@ -155,7 +155,7 @@ def _lists(it, uid, most, chars):
         li = ''.join(f'<li style="margin:.25em 0">{html.escape(t[:chars])}{" …" if len(t)>chars else ""} <span style="opacity:.65">{p:.2f}</span></li>' for t,p in zip(d.text[:most], d.prob))
         more = f'<div style="opacity:.65">and {len(d)-most} more: .confused({it.labels[i]!r}, {it.labels[j]!r})</div>' if len(d)>most else ''
         head = f'{it.labels[i]}, answered rightly' if i==j else f'{it.labels[i]}, taken for {it.labels[j]}'
-        out.append(f'<div class="u5-list" id="{uid}-l{i}-{j}"><b>{html.escape(head)}</b>, {m[i,j]} text{"s"[:m[i,j]!=1]}<ol style="margin:.2em 0 .2em 1.5em;padding:0">{li}</ol>{more}</div>')
+        out.append(f'<div class="u5-list" id="{uid}-l{i}-{j}"><b>{html.escape(head)}</b>, {m[i,j]} text{"" if m[i,j]==1 else "s"}<ol style="margin:.2em 0 .2em 1.5em;padding:0">{li}</ol>{more}</div>')
     return ''.join(out)
 
 def _rules(uid, cells):
@@ -164,7 +164,7 @@ def _rules(uid, cells):
         f'#{uid} td{{position:relative}}#{uid} label{{display:block;cursor:pointer;padding:2px 5px;margin:0;min-width:1.6em;text-align:center}}'
         f'#{uid} label:hover{{text-decoration:underline}}#{uid} input:checked+label{{outline:2px solid #D55E00}}#{uid} input:focus-visible+label{{outline:3px solid #0072B2}}</style>')
 
-# %% ../../nbs/api/54_interpret.errors.ipynb #8d54620b
+# %% ../../nbs/api/54_interpret.errors.ipynb #79581571
 @patch
 def show_confusion(self:Interpretation, most: int=6, # texts of a cell
     chars: int=160 # of each text
