@@ -105,9 +105,10 @@ def _offer(spec):
 # %% ../../nbs/api/13_data.datasets.ipynb #6360ad0f
 def datasets(task: str|None=None # only those of this task
 ) -> pd.DataFrame: # one row per dataset; `found` says where it is on this machine
-    "Table of the named datasets"
+    "Table of the named datasets; raises ValueError for a task that none has"
     rows = [dict(name=s.name, about=s.title, task=s.task, classes=s.classes or '', lang=s.lang, rows=s.sizes, licence=s.licence,
         found=_found(s)) for s in _registry().values() if task in (None,s.task)]
+    if not rows: raise ValueError(f"no dataset has the task {task!r}: the tasks are {', '.join(sorted({s.task for s in _registry().values()}))}")
     return pd.DataFrame(rows).set_index('name')
 
 # %% ../../nbs/api/13_data.datasets.ipynb #5d7c1302

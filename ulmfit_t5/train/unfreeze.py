@@ -84,8 +84,8 @@ def fastai_imdb(cls:UnfreezeSchedule, n_groups:int=5, epochs:float=2, lr:float=.
     return cls(n_groups, [_stage(o, e, lr/d, 2.6, 'one_cycle', dict(moms=(.8,.7,.8), wd=.1)) for o,e,d in steps], name=name)
 
 @patch(cls_method=True)
-def fastai_imdb_lm(cls:UnfreezeSchedule, n_groups:int=4, epochs:float=10, lr:float=2e-2, head:tuple=(-1,), name='fastai course, language model'):
-    "The course's IMDb language model: embedding and softmax (`head`) for an epoch, then all at a tenth of the rate; one-cycle"
+def fastai_imdb_lm(cls:UnfreezeSchedule, n_groups:int=5, epochs:float=10, lr:float=2e-2, head:tuple=(0,-1), name='fastai course, language model'):
+    "The course's IMDb language model: embedding and softmax (`head`; fastai's own model has 4 groups and (-1,)) for an epoch, then all at a tenth of the rate; one-cycle"
     return cls(n_groups, [_stage(o, e, r, None, 'one_cycle', dict(moms=(.8,.7,.8), wd=.1)) for o,e,r in ((head,1,lr),('all',epochs,lr/10))], name=name)
 
 # %% ../../nbs/api/32_train.unfreeze.ipynb #9d109961
@@ -100,7 +100,7 @@ ABLATIONS = {4: {'no pretraining': dict(_best, note='start from random weights')
 
 def ablation(row:str, # name of a row, such as 'freez + discr + stlr'
     table:int=7, # 4, 5 or 7 for the classifier, 6 for the language model
-    n_groups:int|None=None, # None: 5 for the classifier, 4 for the language model
+    n_groups:int|None=None, # parameter groups of the model; 5 by default, as our classifier and language model have with three layers
     epochs:float=50 # of each row altogether
 ) -> 'UnfreezeSchedule|None': # None for no fine-tuning
     "The schedule of a row of the paper's ablations (Howard & Ruder 2018, section 5); KeyError for a row that there is not"
