@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/widgets.board.html.md"""
 __all__ = ['LayerBoard', 'BoardWatch', 'BoardView']
 
 # %% ../../nbs/api/62_widgets.board.ipynb #10373901
-import time
+import threading,time
 from pathlib import Path
 from fastcore.basics import patch
 from fastai.callback.core import Callback
@@ -16,6 +16,7 @@ from fastai.callback.core import Callback
 # %% ../../nbs/api/62_widgets.board.ipynb #3a6bd8a0
 from ..train.layer_stats import layer_stats
 from ..train.steer import steering
+from .live import Live
 from .paint import *
 from .trace import Trace,board_html
 
@@ -30,7 +31,8 @@ class LayerBoard:
     ):
         self.learn,self.every_s,self.share,self.layers = learn,every_s,share,layers
         self.steer,self.stats = steering(learn),layer_stats(learn, **stats)
-        self.opened,self.tickets,self.view,self.seen,self.failed = set(),[],None,0,None
+        self.opened,self.tickets,self.view,self.due,self.failed,self.lock = set(),[],None,0,None,threading.Lock()
+        self.live = Live(lambda: self.picture(), lambda: self.widget(), lambda: self.steer.running)
         self._begin_trace()
         if hasattr(learn, 'board_watch'): learn.remove_cb(learn.board_watch)
         learn.add_cb(BoardWatch(self))
@@ -44,10 +46,11 @@ class LayerBoard:
     def update(self):
         "Take in samples that are new"
         s = self.stats
-        if s.layers is not self.model_layers: self._begin_trace()
-        new = [o for o in s.samples if self.last is None or o.step>self.last]
-        for o in new: self.trace.add(o)
-        if new: self.last = new[-1].step
+        with self.lock:
+            if s.layers is not self.model_layers: self._begin_trace()
+            new = [o for o in s.samples if self.last is None or o.step>self.last]
+            for o in new: self.trace.add(o)
+            if new: self.last = new[-1].step
         return self
 
 # %% ../../nbs/api/62_widgets.board.ipynb #9df1a05f
@@ -120,40 +123,40 @@ def picture(self:LayerBoard) -> Picture:
 @patch
 def save(self:LayerBoard, path) -> Path: return self.picture().save(path) # of an .html file
 
-# %% ../../nbs/api/62_widgets.board.ipynb #56bb3864
+# %% ../../nbs/api/62_widgets.board.ipynb #7009c0e4
 @patch
-def refresh(self:LayerBoard, force: bool=False, # now, whatever the clock says
-    final: bool=False # leave the picture that stays
+def refresh(self:LayerBoard, force: bool=False # now, whatever the clock says
 ):
     "Draw again where the board is shown"
-    if self.view is None: return
-    now = time.perf_counter()
-    if not (force or final) and now<self.seen: return
-    try: self.view.draw(final)
+    if self.view is None or not force and time.perf_counter()<self.due: return
+    self.due = time.perf_counter()+self.every_s
+    self.live.post(self._draw)
+
+@patch
+def _draw(self:LayerBoard):
+    start = time.perf_counter()
+    try:
+        if self.steer.running: self.live.wake()
+        self.view.draw()
+        self.live.rest()
     except Exception as e: self.failed = e
     end = time.perf_counter()
-    self.seen = end+max(self.every_s, (end-now)/self.share)
+    self.due = end+max(self.every_s, (end-start)/self.share)
 
 class BoardWatch(Callback):
     "Draws the board during a fit"
     order,run_valid,_stateattrs = 77,False,('board',)
     def __init__(self, board): self.board = board
     def after_batch(self): self.board.refresh()
-    def after_epoch(self): self.board.update().refresh(force=True)
-    def after_fit(self): self.board.update().refresh(final=True)
+    def after_epoch(self): self.board.refresh(force=True)
+    def after_fit(self): self.board.update().refresh(force=True)
 
 # %% ../../nbs/api/62_widgets.board.ipynb #048cc0f0
-def _live_kernel():
-    "Is this a notebook with a kernel that widgets can reach?"
-    try: from IPython import get_ipython
-    except ImportError: return False
-    return getattr(get_ipython(), 'kernel', None) is not None
-
 class BoardView:
     "The widgets of a board: a line of controls for each group, the table, a line for messages"
     def __init__(self, board):
         import ipywidgets as w
-        self.board,self.syncing,self.handle,self.stays = board,False,None,False
+        self.board,self.syncing,self.error = board,False,''
         lay = lambda width: w.Layout(width=width, min_width=width)
         self.table,self.said,self.lines = w.HTML(),w.HTML(),[]
         for g in reversed(range(len(board.trace.names))): self.lines.append(self._line(w, lay, g))
@@ -230,13 +233,8 @@ def draw(self:BoardView, final=False):
             l['rate'].placeholder,l['more'].value = num(float(b.steer.rates[l['g']])),l['g'] in b.opened
             l['on'].icon = 'hand-paper' if held else ''
     finally: self.syncing = False
-    said = getattr(self, 'error', '') or b.message()
-    self.said.value = f'<span role="status">{esc(said)}</span>'
-    stays = self.handle is not None and (final or not b.steer.running)
-    self.table.value = '' if stays else Picture(b.html()).live()
-    if stays: self.handle.update(b.picture())
-    elif self.handle is not None and self.stays: self.handle.update(Picture(''))
-    self.stays = stays
+    self.said.value = f'<span role="status">{esc(self.error or b.message())}</span>'
+    self.table.value = Picture(b.html()).live()
 
 # %% ../../nbs/api/62_widgets.board.ipynb #a7435e96
 @patch
@@ -246,12 +244,7 @@ def widget(self:LayerBoard):
     return self.view.root
 
 @patch
-def _ipython_display_(self:LayerBoard):
-    from IPython.display import HTML,display
-    if not _live_kernel(): return display(self.picture())
-    display(self.widget())
-    self.view.handle = display(HTML(''), display_id=True)
-    if not self.steer.running: self.refresh(final=True)
+def _ipython_display_(self:LayerBoard): self.live.show()
 
 @patch
 def __repr__(self:LayerBoard): return repr(self.picture())
