@@ -30,7 +30,7 @@ class GroupRow:
     "The controls of one parameter group"
     def __init__(self, i, name, do, rate):
         self.i,self.do,self.rate = i,do,rate
-        self.label = W.HTML(layout=W.Layout(width='330px'))
+        self.label = W.HTML(layout=W.Layout(width='300px'))
         self.name,self.frozen = name,False
         self.toggle = _button('Freeze', f'Freeze or open group {i}, {name}', lambda: do('thaw' if self.frozen else 'freeze', group=i), '76px')
         self.half = _button('÷ 2', f'Halve the rate of group {i}', lambda: self.scale(.5), '46px')
@@ -54,8 +54,8 @@ class GroupRow:
     def update(self, frozen, rate, held):
         "Show how things are; `held` where the user, not the schedule, says so"
         self.frozen = frozen
-        state = '□ frozen' if frozen else f'■ {num(rate)}'
-        self.label.value = f'<span class="u5" style="background:none;padding:0">{self.i} {esc(self.name)}: <b>{state}</b>{" (held)" if held else ""}</span>'
+        state = '□ frozen, rate 0' if frozen else f'■ open, rate {num(rate)}'
+        self.label.value = f'<span class="u5" style="background:none;padding:0">{self.i} {esc(self.name)}: <b>{state}</b>{" (yours)" if held else ""}</span>'
         if self.toggle.description!=(d := 'Open' if frozen else 'Freeze'): self.toggle.description = d
 
 # %% ../../nbs/api/64_widgets.cockpit.ipynb #22b9b3fc
@@ -113,7 +113,7 @@ class Cockpit:
         self.gauges = Gauges(self.told, every)
         learn.add_cb(self.gauges)
         self.gauges.panel = self
-        self.controls,self.top,self.box = None,None,None
+        self.controls,self.top,self.low,self.box = None,None,None,None
         self.live = Live(self.picture, self.widget, lambda: self.steer.running)
         self.steer.watchers.append(self.commanded)
 
@@ -132,7 +132,7 @@ class Cockpit:
         return t
 
     def commanded(self, t): # on the training's thread
-        if t is not None: self.read.note = f'{_said(t)}: {t.error}' if t.error else f'{_said(t)}: before step {t.step}'
+        if t is not None: self.read.note = f'{_said(t)}: {t.error}' if t.error else f'{_said(t)}: applied before step {t.step}'
         self.live.post(self.refresh)
 
     def told(self):
@@ -143,11 +143,11 @@ def _said(t): return ' '.join([t.name.replace('_', ' '), *[f'{k} {v:.3g}' if isi
 
 # %% ../../nbs/api/64_widgets.cockpit.ipynb #a8919d01
 @patch
-def body(self:Cockpit) -> str: # HTML
-    "Numbers, curves and the table of epochs"
+def chart(self:Cockpit) -> str: # HTML
+    "Curves and the table of epochs"
     r = self.read
     tab = table(r.columns, r.rows[-8:], f'the last 8 of {len(r.rows)} epochs' if len(r.rows)>8 else '') if r.rows else ''
-    return dials(r)+(curves(self.gauges) if len(self.gauges.loss) else '')+tab
+    return (curves(self.gauges) if len(self.gauges.loss) else '')+tab
 
 @patch
 def picture(self:Cockpit) -> Picture:
@@ -157,7 +157,7 @@ def picture(self:Cockpit) -> Picture:
     said = '; '.join(f"step {o['step']}: {o['command'].replace('_', ' ')} {' '.join(map(str, o['args'].values()))}" for o in self.steer.log[-12:])
     log = f'<div style="color:var(--u5-mute)">Commands: {esc(said)}</div>' if said else ''
     text = f"{r.status}, step {r.step}, loss {num(r.loss)}"
-    return Picture(self.body()+(groups_table(r) if r.names else '')+log, 'Training cockpit', text)
+    return Picture(dials(r)+self.chart()+(groups_table(r) if r.names else '')+log, 'Training cockpit', text)
 
 # %% ../../nbs/api/64_widgets.cockpit.ipynb #15b696c8
 @patch
@@ -175,8 +175,8 @@ def widget(self:Cockpit): # an ipywidget
     "The panel with its buttons, made when first asked for"
     if self.box is None:
         self.sync()
-        self.top,self.controls = W.HTML(),Controls(self.read.names, self.do, lambda i: self.steer.rates[i])
-        self.box = W.VBox([self.top, self.controls.box])
+        self.top,self.low,self.controls = W.HTML(),W.HTML(),Controls(self.read.names, self.do, lambda i: self.steer.rates[i])
+        self.box = W.VBox([self.top, self.controls.box, self.low])
     self.draw()
     return self.box
 
@@ -185,7 +185,8 @@ def widget(self:Cockpit): # an ipywidget
 def draw(self:Cockpit):
     self.sync()
     self.controls.update(self.read, self.steer.held(), self.steer.running, self.deaf)
-    self.top.value = Picture(self.body(), 'Training cockpit').live()
+    self.top.value = Picture(dials(self.read), 'Training cockpit').live()
+    self.low.value = Picture(self.chart()).live()
 
 @patch
 def refresh(self:Cockpit):
