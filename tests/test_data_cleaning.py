@@ -1,5 +1,5 @@
 "C4's rules one by one, what must hold for any text, the same answers as datatrove's filters, and whole corpora by each executor"
-import gzip,json,lzma,os,random,re,sys
+import gzip,json,lzma,os,random,re,sys,tempfile
 from itertools import islice
 import pandas as pd,pytest
 from fastcore.script import anno_parser
@@ -249,7 +249,7 @@ def test_goes_on_where_it_failed(tmp_path, no_list):
 
 def test_a_reader_of_datatrove(tmp_path, no_list):
     "Whatever datatrove can read, with what it knows of each page"
-    from datatrove.pipeline.readers import CsvReader
+    from datatrove.pipeline.readers.csv import CsvReader
     (tmp_path/'raw').mkdir()
     pd.DataFrame(dict(text=corpus(), url='here')).to_csv(tmp_path/'raw'/'a.csv', index=False)
     r = clean(CsvReader(str(tmp_path/'raw')), str(tmp_path/'out'), 'citations,curly_bracket,duplicate_spans', tasks=2, workers=1)
@@ -323,12 +323,14 @@ def test_slurm(tmp_path, no_list, monkeypatch, capsys):
     assert all(f'#SBATCH --{o}\n' in script for o in ('partition=cpu','time=1:00:00','mem-per-cpu=3G','job-name=clean_clean'))
 
 @pytest.mark.slow
-def test_ray(tmp_path, no_list):
-    "A cluster of one machine"
+def test_ray(tmp_path, no_list, monkeypatch):
+    "A cluster of one machine, with all that it writes in a folder of its own"
     ray = pytest.importorskip('ray')
+    monkeypatch.setenv('HOME', str(tmp_path))
     d = write_corpus(tmp_path/'raw', corpus())
-    init = dict(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
-    try: r = clean(str(d), str(tmp_path/'out'), tasks=2, workers=2, executor='ray', options=dict(init=init, mem_per_cpu_gb=.2), **no_list)
-    finally: ray.shutdown()
+    with tempfile.TemporaryDirectory() as tmp: # pytest's own names are too long for sockets
+        init = dict(num_cpus=2, object_store_memory=100_000_000, _temp_dir=tmp)
+        try: r = clean(str(d), str(tmp_path/'out'), tasks=2, workers=2, executor='ray', options=dict(init=init, mem_per_cpu_gb=.2), **no_list)
+        finally: ray.shutdown()
     local = clean(str(d), str(tmp_path/'local'), tasks=2, workers=1, **no_list)
     assert r.counts==local.counts and list(read_documents(tmp_path/'out'))==list(read_documents(tmp_path/'local'))
