@@ -96,10 +96,11 @@ def open_loader(s: dict, # what `loader_state` gave
 
 # %% ../nbs/api/46_portable.ipynb #a90817b3
 _fastai = (TrainEvalCallback,Recorder,CastToTensor,ProgressCallback)
+_at_home = '.widgets.','train.steer','train.layer_stats','train.events'
 
 def travelling(cb) -> bool:
-    "Does a callback go along? Those of fastai itself are there already; widgets, and what has `stays = True`, belong to the notebook"
-    return not (type(cb) in _fastai or getattr(cb, 'stays', False) or '.widgets.' in type(cb).__module__)
+    "Does a callback go along? Those of fastai itself are there already; what is watched and steered, and what has `stays = True`, belongs to the notebook"
+    return not (type(cb) in _fastai or getattr(type(cb), 'stays', False) or any(o in type(cb).__module__ for o in _at_home))
 
 _settings = 'lr','wd','moms','wd_bn_bias','train_bn'
 

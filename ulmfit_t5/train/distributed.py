@@ -170,6 +170,7 @@ class LinePanel:
         if m['kind']=='row': self.out('  '.join(f'{f"{o:.6f}" if isinstance(o, float) else str(o):>11}' for o in m['row']))
         if m['kind']=='end': self.out(m['text'])
     def close(self): pass
+    ask = None # set by the run: call it to end the run after the batch at hand
 
 PANELS = [LinePanel] # the last is used where none is given
 
@@ -240,6 +241,7 @@ class Launch:
             seconds=None, stopped=False)
     def go(self, grace):
         with Workers(self.n, self.folder, self.device) as ws:
+            self.panel.ask = lambda: self._ask(ws)
             try:
                 try: self._hear(ws.messages())
                 except KeyboardInterrupt:
@@ -250,11 +252,13 @@ class Launch:
         for m in messages:
             self._note(m)
             self.panel.on(m)
+    def _ask(self, ws):
+        self.report['stopped'] = True
+        ws.line.send(do='stop')
     def _stop(self, ws, grace):
         "Ask for what was learned so far; a second interrupt does not wait for it"
-        self.report['stopped'] = True
+        self._ask(ws)
         if self.report['first_step'] is None: return
-        ws.line.send(do='stop')
         until = time.monotonic()+grace
         try:
             for m in ws.messages(grace):

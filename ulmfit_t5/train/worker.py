@@ -54,7 +54,8 @@ class Speaker(Callback):
         now = time.monotonic()
         if now-self.said<self.every and learn.iter+1<learn.n_iter: return
         self.ch.send(rank=0, kind='step', epoch=learn.epoch, iter=learn.iter, n_iter=learn.n_iter, training=learn.training, loss=float(learn.loss),
-            losses=s.loss.tolist(), memory=s.memory.tolist(), lr=[float(h['lr']) for h in learn.opt.hypers], seconds=now-self.said if self.said else None, **self.sums)
+            losses=s.loss.tolist(), memory=s.memory.tolist(), lr=[float(h['lr']) for h in learn.opt.hypers],
+            seconds=now-self.said if self.said else None, **self.sums)
         self.said,self.sums = now,None
 
 def _add(a, b): return [x+y for x,y in zip(a, b)] if isinstance(a, list) else a+b
