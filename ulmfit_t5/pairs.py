@@ -19,6 +19,7 @@ from fastcore.basics import patch
 
 # %% ../nbs/api/45a_pairs.ipynb #45a00005
 from .core import default_device
+from .data.tokenizer import bundled_tokenizer
 from .data.datasets import dataset_info
 from .data.objectives import SpecialIds
 from .data.packing import *
@@ -142,7 +143,7 @@ class Text2TextDataLoaders(DataLoaders):
     def from_examples(cls,
         train: dict, # task -> `Examples`
         valid: dict|None=None, # likewise
-        tok=None, # tokenizer
+        tok=None, # tokenizer; that of the bundled models by default
         mixture: TaskMixture|None=None, # how often each task is drawn; None takes each example once an epoch
         inputs_length: int=512, # tokens of an input row
         targets_length: int=128, # tokens of a target row
@@ -156,6 +157,7 @@ class Text2TextDataLoaders(DataLoaders):
         path='.' # where a `Learner` saves
     ):
         "Loaders of examples; raises what `encode_examples` raises"
+        tok = tok or bundled_tokenizer()
         kw = dict(inputs_length=inputs_length, targets_length=targets_length, pack=pack, pad_id=tok.pad_id, eos_id=tok.eos_id, seed=seed)
         x,y,sizes,notes = encode_examples(train, tok, inputs_length, targets_length, long)
         draw = mixture and mixture_draw(mixture, sizes, per_epoch, seed)
@@ -174,7 +176,7 @@ class Text2TextDataLoaders(DataLoaders):
 @patch(cls_method=True)
 def from_source(cls:Text2TextDataLoaders,
     source, # name of a task, `Task`, `Examples`, DataFrame; `TaskMixture`, or dict from task to any of these
-    tok, # tokenizer
+    tok=None, # tokenizer; that of the bundled models by default
     valid=None, # the same to validate with; None takes the validation split, or `valid_pct` of a DataFrame
     task=None, # `Task` of a DataFrame, or its name; None reads its columns `input` and `target`
     valid_pct: float=.2, # share of a DataFrame

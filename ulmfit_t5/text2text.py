@@ -26,6 +26,7 @@ from .data.documents import *
 from .data.objectives import SpecialIds,objective
 from .data.packing import *
 from .data.task_types import *
+from .data.tasks import get_task
 from .models.checkpoint import *
 from .models.t5 import *
 from .models.hf_t5 import *
@@ -68,7 +69,7 @@ class Text2TextLearner(TextLearner):
 
 # %% ../nbs/api/45_text2text.ipynb #45000008
 def text2text_learner(dls, # `Text2TextDataLoaders`
-    pretrained=None, # folder of ours or of transformers, `T5`, `T5Config`, a name in `T5_SIZES`; None starts the compact size from scratch
+    pretrained=None, # name of a bundled model, folder of ours or of transformers, `T5`, `T5Config`, a name in `T5_SIZES`; None starts the compact size from scratch
     config: dict|None=None, # entries of `T5Config` to replace, such as the dropout `p`
     **kwargs # of `Text2TextLearner`
 ) -> Text2TextLearner:
@@ -105,10 +106,12 @@ class TaskScores(Scores):
 @patch
 def predict(self:Text2TextLearner, text, # a text or a row of the task, or a list of them
     constrained: bool=False, # only labels are answers
+    task=None, # `Task`, or its name, that texts and rows belong to; by default that of the loaders, where they have one
     **kwargs # `labels`, or what `TextWriter.write` takes: `n_beams`, `max_len`, `temperature`, ...
 ): # a text, or a list
-    "Answer, a batch at a time in the order of length"
-    return self.writer().predict(text, constrained, **kwargs)
+    "Answer, a batch at a time in the order of length; raises ValueError for a task that there is not"
+    own = {} if task is None else dict(task=get_task(task) if isinstance(task, str) else task)
+    return self.writer(**own).predict(text, constrained, **kwargs)
 
 @patch
 def evaluate(self:Text2TextLearner, source=None, # name of a task, `Task`, `Examples`, DataFrame of the learner's task; None for what validates
@@ -191,9 +194,10 @@ def denoising_loaders(texts, # list of texts, or a `Corpus`
     return dls
 
 def _saved_tokenizer(pretrained):
-    "The tokenizer in a folder of ours, or None"
-    own = isinstance(pretrained, (str,Path)) and (Path(pretrained)/'manifest.json').is_file()
-    return load_tokenizer(pretrained) if own else None
+    "The tokenizer of a saved or bundled model of ours, or None"
+    if not isinstance(pretrained, (str,Path)) or str(pretrained) in T5_SIZES: return None
+    p = model_path(pretrained)
+    return load_tokenizer(p) if (p/'manifest.json').is_file() else None
 
 def span_corruption_learner(texts, # list of texts, or a `Corpus`
     pretrained=None, # as for `text2text_learner`; None starts the compact size from scratch
