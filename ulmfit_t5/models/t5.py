@@ -82,8 +82,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight,self.eps = nn.Parameter(torch.ones(d)),eps
     def forward(self, x: Tensor) -> Tensor: # (... d) -> (... d), in the type of the weight
-        h = x.float()
-        return (h*torch.rsqrt(h.square().mean(-1, keepdim=True)+self.eps)).to(self.weight.dtype)*self.weight
+        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
 
 class FeedForward(nn.Module):
     "Two matrices with a ReLU between them, or three with a gate: `wo(gelu(wi_0 x) * wi_1 x)` (Shazeer 2020)"
