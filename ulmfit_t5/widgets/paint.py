@@ -42,6 +42,11 @@ def ticks(lo: float, # lowest value
     return [round(i*step, 12) for i in range(math.ceil(lo/step-1e-9), math.floor(hi/step+1e-9)+1)]
 
 # %% ../../nbs/api/61_widgets.paint.ipynb #5a108ca8
+def _xy(s):
+    "Places and values of a series, which is values or a pair; what is too large or too small to draw is left out"
+    xs,ys = s if isinstance(s, tuple) else (range(len(s)),s)
+    return tuple(np.asarray([math.nan if o is None or abs(o)>1e100 or 0<abs(o)<1e-90 else o for o in v], float) for v in (xs,ys))
+
 def _points(xs, ys, sx, sy):
     "The path of a line, broken where a value is missing"
     out,up = [],True
@@ -58,6 +63,7 @@ def svg(w, h, label, body, more=''):
     return (f"<svg xmlns='http://www.w3.org/2000/svg' role='img' aria-label='{esc(label)}' width='{w}' height='{h}' viewBox='0 0 {w} {h}' {more}"
         f"font-family='system-ui,sans-serif' font-size='11'>{body}</svg>")
 
+# %% ../../nbs/api/61_widgets.paint.ipynb #d80eb652
 def sparkline(ys, # values, oldest first
     width: int=90, # pixels
     height: int=20, # pixels
@@ -66,7 +72,7 @@ def sparkline(ys, # values, oldest first
     span: tuple|None=None # lowest and highest value; those of `ys` by default
 ) -> str: # SVG
     "A line without axes, its last value as a dot"
-    xs,v = thin(range(len(ys)), [math.nan if o is None else o for o in ys], width)
+    xs,v = thin(*_xy(ys), width)
     ok = v[np.isfinite(v)]
     words = f"{label}: {len(ys)} values, {num(ok[0])} to {num(ok[-1])}, least {num(ok.min())}, most {num(ok.max())}" if len(ok) else f'{label}: no values'
     if not len(ok): return svg(width, height, words, f"<path d='M2 {height/2}h{width-4}' stroke='{MUTE}' stroke-dasharray='2 3'/>")
@@ -90,11 +96,12 @@ class _Frame:
     def __init__(self, series, width, height, log, x_range, y_range, n_keys):
         xs,ys = (np.concatenate([np.asarray(s[i], float) for s in series] or [[]]) for i in (0,1))
         good = np.isfinite(ys) & ((ys>0) if log else True)
-        pick = lambda v,r: r or ((float(v.min()),float(v.max())) if len(v) else (0.,1.))
+        pick = lambda v,r: r or ((float(v.min()),float(v.max())) if len(v) else (.1,1.))
         self.x,self.y = pick(xs[np.isfinite(xs)], x_range),pick(ys[good], y_range)
         (x0,x1),(y0,y1) = self.x,self.y
-        if x1<=x0: self.x = x0-.5,x0+.5
-        if y1<=y0: self.y = (y0/2,y0*2) if log else (y0-(abs(y0) or 1)/2,y0+(abs(y0) or 1)/2)
+        flat = lambda a,b: b-a<=1e-9*max(abs(a), abs(b), 1e-90)
+        if flat(x0, x1): self.x = x0-(abs(x0) or 1)/2,x0+(abs(x0) or 1)/2
+        if flat(y0, y1): self.y = (y0/2,y0*2) if log else (y0-(abs(y0) or 1)/2,y0+(abs(y0) or 1)/2)
         self.log,self.box = log,(56,8+16*n_keys,width-10,height-32)
         l,t,r,b = self.box
         self.sx,self.sy = _scale(*self.x, l, r),_scale(*self.y, b, t, log)
@@ -116,11 +123,6 @@ class _Frame:
         return ''.join(out)
 
 # %% ../../nbs/api/61_widgets.paint.ipynb #fe349667
-def _xy(s):
-    "Places and values of a series, which is values or a pair"
-    xs,ys = s if isinstance(s, tuple) else (range(len(s)),s)
-    return np.asarray(list(xs), float),np.asarray([math.nan if o is None else o for o in ys], float)
-
 def _keys(names, width):
     "The legend's lines of (place, index, name), as many to a line as fit"
     lines,x = [[]],56
