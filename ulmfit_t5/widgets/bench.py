@@ -7,19 +7,19 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/widgets.bench.html.md"""
 # %% auto #0
 __all__ = ['BENCH_RECIPES', 'BENCH_SCHEDULES', 'BenchState', 'rate_lanes', 'ScheduleBench', 'BenchView']
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #f9504a13
+# %% ../../nbs/api/65_widgets.bench.ipynb #3fab9958
 import math
 from dataclasses import dataclass,fields,replace
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #68ed6fbd
+# %% ../../nbs/api/65_widgets.bench.ipynb #a1ac4951
 from ..train.groups import group_names,open_groups,param_groups
 from ..train.lr_find import RateSearch,search_rate
 from ..train.unfreeze import UnfreezeSchedule
 from .paint import *
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #6fdf60cc
+# %% ../../nbs/api/65_widgets.bench.ipynb #d0978989
 BENCH_RECIPES = dict(gradual='gradual unfreezing', full='all groups from the start', last_only='the top group only')
 BENCH_SCHEDULES = dict(stlr='slanted triangular', one_cycle='one-cycle', cosine='cosine', inv_sqrt='inverse square root', constant='constant')
 
@@ -61,7 +61,7 @@ class BenchState:
         name,kw = self.call()
         return f"plan = UnfreezeSchedule.{name}({kw.pop('n_groups')}, {', '.join(f'{k}={v!r}' for k,v in kw.items())})"
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #9a03b5dd
+# %% ../../nbs/api/65_widgets.bench.ipynb #acfff80d
 def _runs(xs):
     "Runs of equal values: (value, first, behind the last)"
     cuts = [0,*(np.flatnonzero(np.diff(xs))+1),len(xs)]
@@ -85,7 +85,7 @@ def rate_lanes(rates: np.ndarray, # (steps groups), 0 where frozen
         q = np.where(cols[:,j]>0, np.ceil(levels*share.clip(1/levels, 1)), 0).astype(int)
         out.append(f"<text x='{left-6}' y='{y+height/2+4}' text-anchor='end' fill='{MUTE}' style='fill:var(--u5-fg,{MUTE})'>{esc(names[j][-17:])}</text>")
         for v,a,b in _runs(q):
-            box = f"x='{x(a):.1f}' width='{x(b)-x(a)+.3:.1f}'"
+            box = f"x='{x(a):.1f}' width='{x(b)-x(a):.1f}'"
             if not v: out.append(f"<rect {box} y='{y}' height='{height-3}' fill='url(#u5h)' stroke='#888' stroke-opacity='.35'><title>{esc(names[j])} frozen</title></rect>")
             else:
                 h = (height-3)*v/levels
@@ -94,13 +94,13 @@ def rate_lanes(rates: np.ndarray, # (steps groups), 0 where frozen
     foot,epochs = 4+g*height,n/steps_per_epoch
     out += [f"<path d='M{left+w*t/epochs:.1f} {foot-3}v4' stroke='#888'/><text x='{left+w*t/epochs:.1f}' y='{foot+13}' text-anchor='middle' fill='{MUTE}' style='fill:var(--u5-mute,{MUTE})'>{num(t)}</text>"
         for t in ticks(0, epochs, 6)]
-    out.append(f"<text x='{left+w/2}' y='{foot+27}' text-anchor='middle' fill='{MUTE}' style='fill:var(--u5-mute,{MUTE})'>epoch</text>")
+    out.append(f"<text x='{left+w/2}' y='{foot+27}' text-anchor='middle' fill='{MUTE}' style='fill:var(--u5-mute,{MUTE})'>epoch (height and colour: the rate, over three decades)</text>")
     hatch = "<defs><pattern id='u5h' width='6' height='6' patternUnits='userSpaceOnUse' patternTransform='rotate(45)'><path d='M0 0V6' stroke='#888' stroke-opacity='.45' stroke-width='2'/></pattern></defs>"
     words = f'rates of {g} groups over {num(epochs)} epochs, the highest {num(top)}; hatched where frozen'
     return (f"<svg xmlns='http://www.w3.org/2000/svg' role='img' aria-label='{esc(words)}' width='{width}' height='{foot+32}' viewBox='0 0 {width} {foot+32}' "
-        f"font-family='system-ui,sans-serif' font-size='11'>{hatch}{''.join(out)}</svg>")
+        f"font-family='system-ui,sans-serif' font-size='11' shape-rendering='crispEdges'>{hatch}{''.join(out)}</svg>")
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #28ae5c41
+# %% ../../nbs/api/65_widgets.bench.ipynb #87ff79b6
 class ScheduleBench:
     "Choose, drag, look, take the code, apply: schedules of rates by group and time"
     def __init__(self, learn=None, # fastai Learner whose groups and batches are taken; without one, five groups and `steps_per_epoch`
@@ -127,7 +127,7 @@ class ScheduleBench:
         for f in self.listeners: f()
     def __repr__(self): return f'{self.code}\n{self.plan}'
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #325bf525
+# %% ../../nbs/api/65_widgets.bench.ipynb #e2c20e1a
 @patch
 def picture(self:ScheduleBench) -> Picture:
     "Lanes, curves and code as they are now"
@@ -159,7 +159,7 @@ def search_html(self:ScheduleBench) -> str:
 @patch
 def save(self:ScheduleBench, path): return self.picture().save(path) # of an .html file
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #d8cfaea1
+# %% ../../nbs/api/65_widgets.bench.ipynb #c120ab93
 def _learner(self):
     if self.learn is None: raise ValueError('this bench has no learner: make it with ScheduleBench(learn), or take its code')
     return self.learn
@@ -182,7 +182,7 @@ def fit(self:ScheduleBench, **kwargs): # of `Learner.fit_unfreeze`
     "Train to the plan"
     _learner(self).fit_unfreeze(self.plan, **kwargs)
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #0d85988e
+# %% ../../nbs/api/65_widgets.bench.ipynb #841ec300
 @patch
 def find_rate(self:ScheduleBench, **kwargs) -> RateSearch: # of `search_rate`
     "Search a peak rate at the bench's factor; it becomes the peak where it is to be trusted"
@@ -192,7 +192,7 @@ def find_rate(self:ScheduleBench, **kwargs) -> RateSearch: # of `search_rate`
     self.changed()
     return self.search
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #8229bed8
+# %% ../../nbs/api/65_widgets.bench.ipynb #8d918da6
 def _controls(w, s):
     "A widget for each value of the state"
     lay,style = w.Layout(width='330px'),dict(description_width='150px')
@@ -228,7 +228,7 @@ class BenchView:
         bench.listeners.append(self.draw)
         self.draw()
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #12b1ef85
+# %% ../../nbs/api/65_widgets.bench.ipynb #0259efae
 @patch
 def on(self:BenchView, name, value):
     if self.busy: return
@@ -255,7 +255,7 @@ def draw(self:BenchView):
     finally: self.busy = False
     if self.handle is not None: self.handle.update(self.bench.picture())
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #223ee1ec
+# %% ../../nbs/api/65_widgets.bench.ipynb #ed0846f1
 @patch
 def widget(self:ScheduleBench):
     "The controls as one ipywidget"

@@ -1,0 +1,173 @@
+"States, attention, embeddings, errors and calibration: arrays equal to what the models compute, pictures that are small, safe and reachable"
+import json,re
+import numpy as np,pandas as pd,pytest,torch
+from hypothesis import given,settings,strategies as st
+from ulmfit_t5.core import seed_everything
+from ulmfit_t5.data.tokenizer import bundled_tokenizer
+from ulmfit_t5.inference import TextPredictor
+from ulmfit_t5.interpret.attention import *
+from ulmfit_t5.interpret.calibration import *
+from ulmfit_t5.interpret.embeddings import *
+from ulmfit_t5.interpret.errors import *
+from ulmfit_t5.interpret.states import *
+from ulmfit_t5.models.awd_lstm import AWDLSTM
+from ulmfit_t5.models.heads import TextClassifier
+from ulmfit_t5.models.t5 import T5
+from ulmfit_t5.writer import TextWriter,vocab_config
+
+tok = bundled_tokenizer()
+TEXT = 'The blue heron is a wading bird found along rivers, lakes and marshes of North America.'
+
+def classifier(**kwargs):
+    seed_everything(0)
+    return TextClassifier(AWDLSTM(len(tok), 12, 16, 3, **kwargs), 3, bptt=5, max_len=600)
+
+def t5(arch='encoder_decoder', **kwargs):
+    seed_everything(3)
+    return T5(vocab_config(tok, d_model=32, d_ff=64, n_layers=2, n_heads=2, d_kv=16, arch=arch, **kwargs)).eval()
+
+@pytest.mark.parametrize('cell', ['lstm','qrnn'])
+def test_states_are_those_of_the_model(cell):
+    "Gates make the cells and the hidden states that the encoder gives, in chunks or not"
+    m = classifier(cell=cell).train()
+    s = States(m, tok, TEXT)
+    assert m.training
+    ids = torch.tensor([tok.encode(TEXT)])
+    want = m.eval().states(ids).h[0].detach().numpy()
+    np.testing.assert_allclose(s.layers[-1].h, want, atol=1e-5)
+    for l in s.layers:
+        past = np.concatenate([np.zeros_like(l.c[:1]), l.c[:-1]])
+        np.testing.assert_allclose(l.c, l.f*past+l.i*l.g, atol=1e-5)
+        np.testing.assert_allclose(l.h, l.o*(np.tanh(l.c) if cell=='lstm' else l.c), atol=1e-5)
+    back = States(m, tok, TEXT, backwards=True)
+    assert back.pieces==s.pieces[::-1] and not np.allclose(back.layers[0].h[::-1], s.layers[0].h)
+    with pytest.raises(TypeError, match='AWDLSTM'): States(torch.nn.Linear(2, 2), tok, TEXT)
+
+@pytest.mark.parametrize('arch', ['encoder_decoder','shared','encoder'])
+def test_attention_is_that_of_the_model(arch):
+    "Full rows sum to one; values weighted by them are what the layer gave; hooks are gone"
+    m,x,y = t5(arch),torch.tensor(tok.encode(TEXT)),torch.tensor(tok.encode('A bird')[1:]+[tok.eos_id])
+    a = attention_of(m, x, None if arch=='encoder' else y, None)
+    assert set(a)==({'encoder'} if arch=='encoder' else {'encoder','decoder','cross'})
+    for v in a.values(): np.testing.assert_allclose(v.val.sum(-1), 1, atol=1e-5)
+    layer,inp = m.encoder.blocks[0].attn,[]
+    h = layer.register_forward_hook(lambda m, i, o: inp.append((i[0],o)))
+    with torch.no_grad(): m.encode(x[None])
+    h.remove()
+    (q,out), = inp
+    w = torch.as_tensor(a['encoder'].dense()[0])[None]
+    with torch.no_grad(): own = layer.o((w@layer.heads(layer.v(q))).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(own, out, atol=1e-4, rtol=1e-4)
+    assert not any(b._forward_hooks for b in m.modules())
+    if arch!='encoder': assert np.triu(a['decoder'].dense(), 1).max()<1e-6
+
+def test_attention_of_one_row_is_refused():
+    m = t5('prefix_lm')
+    with pytest.raises(ValueError, match='one row for input and answer'): attention_of(m, torch.tensor([5,6]), torch.tensor([7]))
+    with pytest.raises(ValueError, match='give the ids of an answer'): attention_of(t5(), torch.tensor([5,6]))
+
+def test_attention_stays_light_at_512_tokens():
+    "The compact shape: under a megabyte, and at least 20 times smaller than one JSON number for each weight"
+    from ulmfit_t5.models.t5 import t5_config
+    c = t5_config('compact')
+    seed_everything(0)
+    m = T5(vocab_config(tok, 'compact')).eval()
+    x,y = torch.randint(300, len(tok), (512,)),torch.randint(300, len(tok), (48,))
+    v = AttentionView(attention_of(m, x, y), tok.pieces(x), tok.pieces(y))
+    n = len(v._repr_html_().encode())
+    full = c.n_layers*c.n_heads*(512*512+48*48+48*512)*len('0.0123456,')
+    assert n<1_000_000 and full>20*n
+    assert 'http' not in v._repr_html_().replace('https://','http')
+
+def test_attention_picture_holds_the_weights():
+    v = attention_view(TextWriter(t5(), tok, max_len=4), TEXT, 'A bird', top=4)
+    h = v._repr_html_()
+    d = json.loads(re.search(r'class="u5-data">(.*?)</script>', h)[1])
+    for k,a in v.sides.items():
+        np.testing.assert_array_equal(unpack_topk(d[k]).idx, a.idx)
+        np.testing.assert_allclose(unpack_topk(d[k]).val, a.val, atol=.5/255+1e-6)
+    assert h.count('data-i=')>=len(v.read)+len(v.wrote) and v._still() in h
+    evil = AttentionView({'encoder':v.sides['encoder']}, ['</script><b>']*len(v.read))._repr_html_()
+    assert '</script><b>' not in evil
+
+def test_bias_curves_are_the_bias():
+    m = t5()
+    for bias in (m.encoder.bias,m.decoder.bias):
+        d,c = bias_curves(bias, 40)
+        full = bias(41, 41)[0].detach().numpy() # (h q k)
+        for x,col in zip(d, c.T):
+            q,k = (0,x) if x>=0 else (-x,0)
+            if x<=0 or bias.bidirectional: np.testing.assert_allclose(col, full[:,q,k], atol=1e-6)
+
+def test_neighbours_by_hand():
+    "Against a plain loop over the vocabulary"
+    seed_everything(0)
+    e = torch.randn(len(tok), 8)
+    near = neighbours(e, tok, ['river'], 3)['river']
+    i = tok.encode('river')[1]
+    z = torch.nn.functional.normalize(e-e.mean(0), dim=1)
+    best = [j for j in (z@z[i]).argsort(descending=True).tolist() if j!=i and j>8 and tok.vocab[j].startswith('▁') and len(tok.vocab[j])>2][:3]
+    assert [w for w,_ in near]==[tok.vocab[j][1:] for j in best]
+    with pytest.raises(ValueError, match='one vocabulary'): compare_neighbours(e, e[:,:4], tok, ['river'])
+    assert compare_neighbours(e, e, tok, ['river']).moved.abs().max()<1e-6
+
+def interpretation():
+    pred = TextPredictor(classifier(), tok, ['animal','plant','place'])
+    df = pd.DataFrame(dict(text=[TEXT,'A village <b>in</b> Nepal.','An orchid.','A river.'], label=['animal','place','plant','place']))
+    return Interpretation.from_table(pred, df)
+
+def test_top_losses_and_confusion_agree():
+    it = interpretation()
+    top = it.top_losses(4)
+    assert (np.diff(top.loss)<=1e-9).all() and it.confusion().sum()==4
+    for t,a in ((t,a) for t in it.labels for a in it.labels): assert len(it.confused(t, a))==it.confusion()[it.labels.index(t),it.labels.index(a)]
+    assert it.most_confused(9).texts.sum()==it.wrong.sum()
+    page = it.show_top_losses(2)
+    assert 'data' not in page.html or '<script' not in page.html
+    assert '<b>in</b>' not in page.html
+
+def test_each_cell_opens_its_texts():
+    "One radio button for each cell with texts, one rule and one list; keyboard reaches radio buttons by itself; no script"
+    it = interpretation()
+    h = it.show_confusion()._repr_html_()
+    cells = list(zip(*it.confusion().nonzero()))
+    assert h.count('type="radio"')==len(cells)==h.count('class="u5-list"') and h.count(' checked>')==1
+    uid = re.search(r'<div id="(u5c\w+)"', h)[1]
+    for i,j in cells: assert f'#{uid}-{i}-{j}:checked) #{uid}-l{i}-{j}' in h and f'for="{uid}-{i}-{j}"' in h
+    assert '<script' not in h and '&lt;b&gt;in' in h and 'focus-visible' in h
+
+@pytest.mark.parametrize('T', [.4,1.,2.5,6.])
+@pytest.mark.parametrize('task', ['single','multi'])
+def test_a_known_temperature_is_found(T, task):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(6000,4))*2
+    if task=='single':
+        p = np.exp(z)/np.exp(z).sum(1, keepdims=True)
+        y = (p.cumsum(1)>rng.random((len(p),1))).argmax(1)
+    else: y = (rng.random(z.shape)<1/(1+np.exp(-z))).astype(float)
+    c = Calibration(T*z[:4000], y[:4000], task, held_out=(T*z[4000:],y[4000:]))
+    assert c.T==pytest.approx(T, rel=.08)
+    assert c.after.ece<.03 and c.nll[1]<=c.nll[0]+1e-3
+    if T>2: assert c.before.ece>2*c.after.ece and 'too sure' in repr(c)
+
+def test_a_temperature_at_its_limits():
+    assert fit_temperature(10.*np.eye(3), [0,1,2])<=.05 # all right: sharper is always better
+    assert fit_temperature(10.*np.eye(3), [1,2,0])==100. # all wrong: flatter is always better
+    with pytest.raises(ValueError, match='finite'): fit_temperature(np.array([[np.nan,1.]]), [0])
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60), st.integers(1, 12), st.sampled_from(['count','width']))
+def test_bins_hold_every_answer_once(rows, bins, equal):
+    c,r = zip(*rows)
+    o = reliability(c, r, bins, equal)
+    assert o.n.sum()==len(rows) and 0<=o.ece<=1
+    assert (o.n*o.conf).sum()==pytest.approx(sum(c)) and (o.n*o.right).sum()==pytest.approx(sum(r))
+
+def test_a_baked_temperature_is_saved_with_the_model(tmp_path):
+    from ulmfit_t5.artefacts import save_classifier
+    it = interpretation()
+    z = it.pred.logits(it.texts)
+    c = it.pred.calibrate(it)
+    torch.testing.assert_close(it.pred.logits(it.texts), z/c.T, atol=1e-4, rtol=1e-3)
+    save_classifier(tmp_path/'m', it.pred.model, tok, it.labels)
+    np.testing.assert_allclose(TextPredictor.load(tmp_path/'m').probs(it.texts), c.probs(z), atol=1e-4)
