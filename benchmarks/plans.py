@@ -23,15 +23,15 @@ def stage_b(a, texts, folder):
     learn.fit_unfreeze(lm_schedule(len(learn.model.groups())), cbs=[LineProgress(every_s=30),TimeBudget(60*a.lm_minutes, say=None)])
     learn.save(folder)
 
-def error(few, dev, plan, start, drop, seed, bs=16):
+def error(few, dev, plan, start, drop, seed, bs=16, budget=None):
     "Share of `dev` that a classifier gets wrong, and the seconds its training took"
     import pandas as pd
-    from ulmfit_t5.all import TextDataLoaders,seed_everything,text_classifier_learner
+    from ulmfit_t5.all import TextDataLoaders,TimeBudget,seed_everything,text_classifier_learner
     seed_everything(seed)
     df = pd.concat([few.assign(is_valid=False), dev[:32].assign(is_valid=True)])
     dls = TextDataLoaders.from_df(df, valid_col='is_valid', bs=bs, seed=seed, progress=False)
     learn,t = text_classifier_learner(dls, start, drop_mult=drop, verbose=False),time.time()
-    with learn.no_logging(),learn.no_bar(): learn.fit_unfreeze(plan(len(learn.model.groups()), len(dls.train)))
+    with learn.no_logging(),learn.no_bar(): learn.fit_unfreeze(plan(len(learn.model.groups()), len(dls.train)), cbs=budget and [TimeBudget(budget, say=None)])
     t = time.time()-t
     got = learn.predictor().probs(dev.text.tolist()).argmax(1)
     return float((dev.label.map({l:i for i,l in enumerate(learn.labels)}).to_numpy()!=got).mean()),t
@@ -57,12 +57,12 @@ def main():
     base = statistics.mean(tfidf_error(f, dev)['error'] for f in draws)
     with tempfile.TemporaryDirectory() as d:
         start = None if a.scratch else Path(d)/'lm'
-        if a.quick: a.lm_minutes = .1
-        if start: stage_b(a, train.text.tolist(), start)
+        if a.quick: a.lm_minutes = .02
+        if start: stage_b(a, train.text[:300 if a.quick else None].tolist(), start)
         for name,plan in list(plans().items())[:1 if a.quick else None]:
             if a.only not in name: continue
             for drop in map(float, a.drops.split(',')):
-                es = [error(f, dev, plan, start, drop, s) for s,f in enumerate(draws)]
+                es = [error(f, dev, plan, start, drop, s, budget=1 if a.quick else None) for s,f in enumerate(draws)]
                 mean,sd = statistics.mean(e for e,_ in es),statistics.pstdev(e for e,_ in es)
                 note = f"sd {100*sd:.1f} over {len(es)} draws of {a.n_per_class} labels a class, {statistics.mean(t for _,t in es):.0f} s each, {len(dev)} held-out texts"
                 what = f"{'from scratch: ' if a.scratch else ''}{name}, dropout x{drop:g}"

@@ -48,7 +48,7 @@ def main():
     if a.dev:
         test = train.sample(545, random_state=0)
         train = train.drop(test.index)
-    if a.quick: train,test,a.seeds,a.minutes = train[:200],test[:60],1,.1
+    if a.quick: train,test,a.seeds,a.minutes = train[:200],test[:60],1,.02
     base,errors,secs = tfidf(train, test),{},{}
     def note(k, e, t):
         errors.setdefault(k, []).append(e['error'])

@@ -9,8 +9,11 @@ NEEDS = dict(what=str, unit=str)
 MORE = dict(peer_name=str, better=str, note=str)
 TOP = dict(name=str, command=str, date=str, machine=str, cores=int, versions=dict, rows=list)
 STRICT = TOP | dict(threads=int, seconds=int, quick=bool)
-SCRIPTS = ['lm_step','classifier','inference','generation','tokenise','streaming','span_corruption','packing']
+SCRIPTS = ['lm_step','classifier','inference','generation','tokenise','streaming','span_corruption','packing','loaders','optimizers','lm_init','plans','t5_step',
+    't5_generate','trec6','imdb_labels']
 EXTRA = dict(streaming='/proc/self/smaps_rollup')
+REAL = 'trec6','imdb_labels' # measure on texts that are not bundled
+OLD = 'loaders','optimizers' # kept results that were measured before there was one format
 number = lambda o: isinstance(o, (int,float)) and not isinstance(o, bool)
 
 def faults(d, name, strict):
@@ -42,15 +45,17 @@ def test_the_format_and_its_faults():
 @pytest.mark.parametrize('fn', sorted((bench/'results').glob('*.json')), ids=lambda o: o.stem)
 def test_kept_results(fn):
     d = json.loads(fn.read_text(encoding='utf8'))
-    assert faults(d, fn.stem, fn.stem in SCRIPTS)==[]
+    assert faults(d, fn.stem, fn.stem in SCRIPTS and (fn.stem not in OLD or 'quick' in d))==[]
     assert not d.get('quick'), 'a trial was kept as a result'
     assert (bench/f'{fn.stem}.py').exists()
 
 @pytest.mark.parametrize('name', SCRIPTS)
 def test_quick_run(name, tmp_path):
     if not Path(EXTRA.get(name, '/')).exists(): pytest.skip(f'{name} needs {EXTRA[name]}')
+    data = os.environ.get('ULMFIT_T5_DATA', '') if name in REAL else ''
+    if name in REAL and not data: pytest.skip(f'{name} measures on real datasets: set ULMFIT_T5_DATA to their folder')
     kept = {o:o.read_bytes() for o in (bench/'results').glob('*')}
-    out = run(sys.executable, bench/f'{name}.py', '--quick', '--threads', '1', '--out', tmp_path/f'{name}.json', ULMFIT_T5_DATA='')
+    out = run(sys.executable, bench/f'{name}.py', '--quick', '--threads', '1', '--out', tmp_path/f'{name}.json', ULMFIT_T5_DATA=data)
     d = json.loads((tmp_path/f'{name}.json').read_text(encoding='utf8'))
     assert faults(d, name, True)==[]
     assert d['quick'] and d['threads']==1 and str(tmp_path) not in json.dumps(d)

@@ -189,7 +189,8 @@ def command_line(f, # a command
 ) -> str: # what to type
     "The command line that says the same"
     default = {k:p.default for k,p in inspect.signature(f).parameters.items()}
-    flags = [f'--{k}' if v is True else f'--{k} {shlex.quote(str(v))}' for k,v in given.items() if k not in ('texts','valid','out') and v!=default[k]]
+    more = {k.replace('_', '-'):v for k,v in given.items() if k not in ('texts','valid','out') and v!=default[k]}
+    flags = [f'--{k}' if v is True else f'--{k} {shlex.quote(str(v))}' for k,v in more.items()]
     return ' '.join([f'ulmfit_t5 {f.__name__}', *(Path(given[o]).name for o in ('texts','valid','out')), *flags])
 
 # %% ../nbs/api/42_pretrain.ipynb #732888da

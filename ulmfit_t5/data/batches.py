@@ -6,14 +6,12 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/data.batches.html.md"""
 
 # %% auto #0
 __all__ = ['check_size', 'check_device', 'SeededDL', 'window_ends', 'LMLoader', 'bucket_order', 'BucketLoader', 'MemoryCorpus',
-           'TextDataset', 'spans', 'text_dataset']
+           'TextDataset', 'spans', 'text_dataset', 'text_types']
 
 # %% ../../nbs/api/12a_data.batches.ipynb #a58dd7a9
 import random
 import numpy as np,pandas as pd,torch
 from fastai.data.core import TfmdDL,explode_types,fa_collate,to_device
-from fastai.data.transforms import ToTensor
-from fastai.text.data import LMTensorText,TensorText
 from fastai.torch_core import TitledStr,display_df
 from fastcore.all import patch
 from fasttransform.transform import Pipeline
@@ -24,7 +22,7 @@ from .corpus import Corpus,drop_pages
 from .documents import *
 
 # %% ../../nbs/api/12a_data.batches.ipynb #be4d131d
-_all_ = ['MemoryCorpus','TextDataset','spans','text_dataset']
+_all_ = ['MemoryCorpus','TextDataset','spans','text_dataset','text_types']
 
 # %% ../../nbs/api/12a_data.batches.ipynb #64bb3256
 def check_size(name: str, # of the option
@@ -43,6 +41,7 @@ def check_device(device # 'cpu', 'cuda', a `torch.device`, or None
 # %% ../../nbs/api/12a_data.batches.ipynb #50b19399
 class SeededDL(TfmdDL):
     "A fastai loader whose epochs follow from a seed, so that it can be stopped and continued at any batch"
+    _seen_types = None
     def __init__(self, dataset, bs=64, shuffle=False, seed=None, num_workers=0, **kwargs):
         check_size('bs', bs, 'items in a batch')
         check_device(kwargs.get('device'))
@@ -50,6 +49,11 @@ class SeededDL(TfmdDL):
         self.epoch,self.pos,self._resumed,self._busy,self._plan = 0,0,False,False,None
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
     def _one_pass(self): self.one_batch()
+    def batch_types(self): raise AttributeError('_types') # until fastai has seen an item
+    @property
+    def _types(self): return self._seen_types or {tuple:self.batch_types()} # what fastai makes of a batch that is shown
+    @_types.setter
+    def _types(self, types): self._seen_types = types
     def epoch_rng(self, epoch): return np.random.default_rng([self.seed, epoch])
     def plan(self, epoch):
         if self._plan is None or self._plan[0]!=epoch: self._plan = epoch,self.make_plan(epoch)
@@ -143,11 +147,12 @@ class LMLoader(SeededDL):
         use = min(bs, max(1, (self.n_tokens-1)//5))
         if use<bs: self.note = f'{self.n_tokens:,} tokens are too few for {bs} streams: {use} are used'
         self.per = (self.n_tokens-1)//use
-        self._n_inp,self._types = 1,{tuple:[LMTensorText,TensorText]}
+        self._n_inp = 1
         kwargs.pop('drop_last', None)
         super().__init__(self.ds if isinstance(dataset, Corpus) else dataset, bs=use, shuffle=shuffle, seed=seed, **kwargs)
     @property
     def backwards(self): return self.ds.backwards
+    def batch_types(self): return [*text_types()[::-1]]
     def make_plan(self, epoch):
         ends = window_ends(self.per, self.seq_len, self.epoch_rng(epoch) if self.random_bptt else None)
         return np.stack([np.full(len(ends), epoch), np.append(0, ends[:-1]), ends], 1)
@@ -201,6 +206,11 @@ def bucket_order(lens, # length of each document
     return np.concatenate([groups.reshape(-1), idxs[n*bs:]])
 
 # %% ../../nbs/api/12a_data.batches.ipynb #43f29254
+def _plain_items(fs): # do transforms of items do nothing but make tensors?
+    if not len(fs): return True
+    from fastai.data.transforms import ToTensor
+    return all(isinstance(f, ToTensor) for f in fs)
+
 class BucketLoader(SeededDL):
     "Batches `(x, y)` of documents of like length; x `(b t)` long, padded behind the text"
     def __init__(self, dataset, # a `TextDataset`, a `Corpus`, or fastai `Datasets` of a `TextBlock`
@@ -212,11 +222,11 @@ class BucketLoader(SeededDL):
         **kwargs
     ):
         self.ds,self.max_tokens,self._asked = text_dataset(dataset),max_tokens,0
-        plain = all(isinstance(f, ToTensor) for f in Pipeline(kwargs.get('after_item')).fs) and not Pipeline(kwargs.get('before_batch')).fs
-        self.fast = self.ds is not None and plain
+        self.fast = self.ds is not None and _plain_items(Pipeline(kwargs.get('after_item')).fs) and not Pipeline(kwargs.get('before_batch')).fs
         self.lens = self.ds.lens if self.ds else np.array([len(dataset[i][0]) for i in range(len(dataset))] if lens is None else lens)
         super().__init__(self.ds if isinstance(dataset, Corpus) else dataset, bs=bs, shuffle=shuffle, seed=seed, **kwargs)
-        if self.fast: self._n_inp,self._types = 1,{tuple:[TensorText] + ([] if self.ds.y is None else [self.ds.y_type])}
+        if self.fast: self._n_inp = 1
+    def batch_types(self): return [text_types()[0]] + ([] if self.ds.y is None else [self.ds.y_type]) if self.fast else super().batch_types()
     def new(self, dataset=None, cls=None, **kwargs):
         return super().new(dataset, cls, **{**dict(max_tokens=self.max_tokens, seed=self.seed), **kwargs})
     def get_idxs(self): return bucket_order(self.lens, self.bs, self.epoch_rng(self._asked) if self.shuffle else None, self._asked==0)
@@ -253,7 +263,7 @@ def make_batch(self:BucketLoader, idxs):
     samples = self.before_batch([self.after_item(self.dataset[int(i)]) for i in idxs])
     if not hasattr(self, '_types') or not hasattr(self, '_n_inp'):
         self._types,self._n_inp = explode_types(tuple(samples[0])),getattr(self.dataset, 'n_inp', 1)
-    return tuple(_pad(f) if isinstance(f[0], TensorText) else _plain(fa_collate(list(f))) for f in zip(*samples))
+    return tuple(_pad(f) if isinstance(f[0], text_types()[0]) else _plain(fa_collate(list(f))) for f in zip(*samples))
 
 def _plain(x): return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x
 def _pad(xs): return torch.nn.utils.rnn.pad_sequence([_plain(x) for x in xs], True, PAD_ID)
