@@ -6,11 +6,12 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/data.tokenizer.html.md"""
 
 # %% auto #0
 __all__ = ['SPECIALS', 'UNK_ID', 'PAD_ID', 'BOS_ID', 'EOS_ID', 'FLD_ID', 'REP_ID', 'WREP_ID', 'UP_ID', 'MAJ_ID', 'normalize_word',
-           'clean_text', 'normalize', 'Tokenizer', 'SubwordTokenizer', 'train_subword', 'SpacyWords', 'split_words',
-           'WordTokenizer', 'build_words', 'load_tokenizer', 'bundled_tokenizer']
+           'clean_text', 'normalize', 'Tokenizer', 'SubwordTokenizer', 'train_subword', 'SentencePieceTokenizer',
+           'spiece_from_json', 'SpacyWords', 'split_words', 'WordTokenizer', 'build_words', 'load_tokenizer',
+           'bundled_tokenizer']
 
 # %% ../../nbs/api/10_data.tokenizer.ipynb #84b8fc69
-import array,collections,hashlib,html,io,itertools,json,re
+import array,base64,collections,hashlib,html,io,itertools,json,re,struct
 from pathlib import Path
 import numpy as np, sentencepiece as sp
 
@@ -153,6 +154,64 @@ def train_subword(texts, # iterable of strings
             + (f'; give vocab_sz={m[1]} or less' if m else f' ({e})') + ', or more text') from None
     return SubwordTokenizer(out.getvalue())
 
+# %% ../../nbs/api/10_data.tokenizer.ipynb #92a64db2
+_sentinel = re.compile(r'<extra_id_\d+>')
+
+class SentencePieceTokenizer(Tokenizer):
+    "A SentencePiece model as it is, with sentinels, such as T5's or mT5's; texts begin with nothing"
+    def __init__(self,
+        model: bytes, # a SentencePiece model with padding and an end
+        sentinels: int=100 # to be added behind its pieces, where it has none
+    ):
+        self.model,self.sp = model,sp.SentencePieceProcessor(model_proto=model)
+        self.unk_id,self.pad_id,self.eos_id,self.bos_id = self.sp.unk_id(),self.sp.pad_id(),self.sp.eos_id(),None
+        if min(self.pad_id, self.eos_id)<0: raise ValueError(f'this SentencePiece model has no {"padding" if self.pad_id<0 else "end"}: a T5 needs both; train it with pad_id and eos_id')
+        own = [self.sp.id_to_piece(i) for i in range(len(self.sp))]
+        self.vocab = [p[1:] if p.startswith('▁<extra_id_') else p for p in own] # as mT5 has them
+        self.added = 0 if any(map(_sentinel.fullmatch, self.vocab)) else sentinels
+        self.vocab += [f'<extra_id_{k}>' for k in reversed(range(self.added))]
+        self.sentinels = {p:i for i,p in enumerate(self.vocab) if _sentinel.fullmatch(p)}
+        self.hash,self.words = stable_hash('sentencepiece-1', hashlib.sha256(model).hexdigest(), self.added),_Words(self._cut)
+    def __reduce__(self): return type(self),(self.model,self.added)
+    def _cut(self, words):
+        ids = ([self.sentinels[w]] if w in self.sentinels else o for w,o in zip(words, self.sp.encode(words, num_threads=1)))
+        return [array.array(np.dtype(self.dtype).char, o).tobytes() for o in ids]
+    def encode_batch(self, texts) -> list:
+        "Ids of many texts"
+        words = (_sentinel.sub(r' \g<0> ', t).split() for t in texts)
+        return [np.frombuffer(bytearray().join(self.words.look_up(ws)), self.dtype) for ws in words]
+    def encode(self, text: str) -> list: # begins and ends with nothing
+        "Ids of one text"
+        return self.encode_batch([text])[0].tolist()
+    def decode(self, ids) -> str: # padding and ends left out, sentinels by name
+        "Text of ids"
+        names = {i:p for p,i in self.sentinels.items()}
+        runs = itertools.groupby((i for i in map(int, ids) if i not in (self.pad_id,self.eos_id)), key=names.get)
+        return ' '.join(k or self.sp.decode(list(g)) for k,g in runs)
+    def save(self, folder): # made if needed
+        "Write `spiece.model` and `tokenizer.json`"
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder/'spiece.model').write_bytes(self.model)
+        write_json(folder/'tokenizer.json', dict(kind='sentencepiece', version=1, sentinels=self.added, hash=self.hash))
+
+# %% ../../nbs/api/10_data.tokenizer.ipynb #41923d00
+def _field(n, b): # field of bytes in a protocol buffer
+    size,k = b'',len(b)
+    while k>127: size,k = size+bytes([k&127|128]),k>>7
+    return bytes([n<<3|2])+size+bytes([k])+b
+
+def spiece_from_json(d: dict # from a `tokenizer.json` of transformers
+) -> bytes: # for `SentencePieceTokenizer`
+    "The SentencePiece model of a Unigram vocabulary; raises ValueError for any other"
+    m,norm = d.get('model') or {},d.get('normalizer') or {}
+    if m.get('type')!='Unigram': raise ValueError(f"this tokenizer.json holds a model of type {m.get('type')!r}, and only 'Unigram' can be read: give the folder with its spiece.model")
+    def kind(i, p): return 2 if i==m.get('unk_id') else 3 if p in ('<pad>','<s>','</s>') or _sentinel.fullmatch(p.lstrip('▁')) else 1
+    pieces = [_field(1, p.encode())+struct.pack('<Bf', 0x15, score)+bytes([0x18,kind(i, p)]) for i,(p,score) in enumerate(m['vocab'])]
+    maps = [o['precompiled_charsmap'] for o in [norm,*norm.get('normalizers', [])] if o.get('type')=='Precompiled']
+    rules = b''.join(_field(2, base64.b64decode(o)) for o in maps[:1])+bytes([0x18,1, 0x20,1, 0x28,1]) # a space before a text, single spaces, spaces as ▁
+    return b''.join(_field(1, p) for p in pieces)+_field(2, bytes([0x18,1]))+_field(3, rules)
+
 # %% ../../nbs/api/10_data.tokenizer.ipynb #5faaa671
 def _splitter(rules):
     "Parts of a text that spaCy cuts independently; one space after a word is no token, other white space is"
@@ -229,12 +288,19 @@ def build_words(texts, # iterable of strings
     return WordTokenizer(SPECIALS + common[:max_vocab-len(SPECIALS)], lang)
 
 # %% ../../nbs/api/10_data.tokenizer.ipynb #464aef9f
-def load_tokenizer(folder) -> Tokenizer: # `SubwordTokenizer` or `WordTokenizer`
-    "The tokenizer saved in `folder`"
-    p = Path(folder)/'tokenizer.json'
-    if not p.exists(): raise FileNotFoundError(f'{folder} holds no tokenizer.json: give the folder that `tok.save` wrote')
-    d = json.loads(p.read_text(encoding='utf8'))
-    tok = SubwordTokenizer((p.parent/'spiece.model').read_bytes()) if d['kind']=='subword' else WordTokenizer(d['vocab'], d['lang'])
+def _from_spiece(model, n=100):
+    "Which kind a SentencePiece model is of is seen from how it begins"
+    first = sp.SentencePieceProcessor(model_proto=model).id_to_piece(0)
+    return SubwordTokenizer(model) if first==SPECIALS[0] else SentencePieceTokenizer(model, n)
+
+def load_tokenizer(folder) -> Tokenizer: # `SubwordTokenizer`, `WordTokenizer` or `SentencePieceTokenizer`
+    "The tokenizer saved in `folder`, by us or by transformers; raises FileNotFoundError or ValueError where there is none"
+    folder = Path(folder)
+    p,spiece = folder/'tokenizer.json',folder/'spiece.model'
+    if not p.exists() and not spiece.exists(): raise FileNotFoundError(f'{folder} holds no tokenizer.json and no spiece.model: give the folder that `tok.save` wrote, or that of a T5')
+    d = json.loads(p.read_text(encoding='utf8')) if p.exists() else {}
+    if 'kind' not in d: return _from_spiece(spiece.read_bytes() if spiece.exists() else spiece_from_json(d))
+    tok = WordTokenizer(d['vocab'], d['lang']) if d['kind']=='word' else _from_spiece(spiece.read_bytes(), d.get('sentinels', 100))
     if tok.hash!=d['hash']: raise ValueError(f'{folder}: the vocabulary is not the one that tokenizer.json describes ({tok.hash}, not {d["hash"]}); save it again')
     return tok
 
