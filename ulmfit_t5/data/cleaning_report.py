@@ -23,7 +23,7 @@ class CleaningReport:
         n_samples: int=3, # to keep of each rule
         notes=() # sentences to print below, such as why a rule did not run
     ):
-        self.why,self.n_samples,self.notes,self._rng = dict(why, empty='Pages that came without text'),n_samples,list(notes),random.Random(0)
+        self.why,self.n_samples,self.notes,self._rng = {'empty':'Pages that came without text', **why},n_samples,list(notes),random.Random(0)
         self.read,self.kept = dict(_ZERO),dict(_ZERO)
         self.counts = {o:dict(_ZERO) for o in self.why}
         self.samples = {o:[] for o in self.counts}
@@ -69,7 +69,7 @@ def took(self:CleaningReport, name: str, # of a rule, or 'empty'
     _add(c, after, -1)
     c['touched'] += 1
     j = c['touched']-1 if c['touched']<=n else self._rng.randrange(c['touched'])
-    if j>=n: return
+    if j>=n or not before: return
     s = next((b for b in before if not f(b)), before[0]) if f and before else next((b for b,a in zip(before, [*after,None]) if a!=b), '')
     self.samples[name][j:j+1] = [s if len(s)<=200 else f'{s[:200]}…']
 
