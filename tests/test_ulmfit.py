@@ -101,8 +101,8 @@ def block_loaders(df, tok, y=CategoryBlock, **kw):
 
 def test_loaders_of_a_data_block_go_all_the_way(toy, tmp_path):
     df,tok,d = toy
-    u = ULMFiT(block_loaders(df, tok), pretrained=d/'fwd', lm_plan=lm_schedule(5, 2), plan=UnfreezeSchedule.gradual(5, 1, 16, lr=2e-2), drop=0., lm_drop=0., verbose=False)
-    u.fit()
+    kw = dict(lm_plan=lm_schedule(5, 2), plan=UnfreezeSchedule.gradual(5, 1, 16, lr=2e-2), drop=0., lm_drop=0., verbose=False)
+    u = ULMFiT(block_loaders(df, tok), pretrained=d/'fwd', **kw).fit()
     assert u.learn.labels==['animal','place','thing'] and u.learn.task=='single'
     assert u.evaluate(df)['error']<.1 and u.evaluate(df.rename(columns=dict(text='words', label='kind')), 'words', 'kind')['error']<.1
     assert u.predict('the old cat is here').label==TextPredictor.load(u.save(tmp_path/'c')).predict('the old cat is here').label
