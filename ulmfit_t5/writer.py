@@ -25,6 +25,7 @@ from .data.task_types import *
 from .models.checkpoint import *
 from .models.t5 import *
 from .models.generate import *
+from .models.packed import *
 from .models.hf_t5 import *
 from .artefacts import model_path
 from .pairs import *
@@ -80,6 +81,8 @@ def save_t5(path, # folder to write
     return save_artefact(path, config, model, tok, card, dtype, shard_mb)
 
 # %% ../nbs/api/45b_writer.ipynb #45b0000c
+def _is_hf(path): return (p:=Path(path)).is_dir() and not (p/'manifest.json').is_file()
+
 def load_t5(pretrained, # folder of ours or of transformers, `T5`, `T5Config`, a name in `T5_SIZES`, or None for the compact size
     tok, # tokenizer that is used with it
     **kwargs # entries of `T5Config` to replace, such as the dropout `p`
@@ -87,7 +90,7 @@ def load_t5(pretrained, # folder of ours or of transformers, `T5`, `T5Config`, a
     "A T5 for this tokenizer; raises ArtefactError or ValueError with a sentence where there is none"
     if isinstance(pretrained, T5): model = pretrained
     elif pretrained is None or isinstance(pretrained, T5Config) or str(pretrained) in T5_SIZES: model = T5(vocab_config(tok, pretrained or 'compact', **kwargs))
-    elif (p:=Path(pretrained)).is_dir() and not (p/'manifest.json').is_file(): model = load_hf_t5(p, vocab_sz=SpecialIds.of(tok).vocab_sz, **kwargs)
+    elif _is_hf(pretrained): model = load_hf_t5(pretrained, vocab_sz=SpecialIds.of(tok).vocab_sz, **kwargs)
     else:
         a = load_artefact(model_path(pretrained), kind='text2text')
         if load_tokenizer(a.path).hash!=tok.hash: raise ArtefactError(f'{pretrained} was trained with another vocabulary: give load_tokenizer({str(pretrained)!r}) to the loaders')
@@ -113,14 +116,17 @@ class TextWriter:
         max_len: int=128, # tokens of an answer, its end included
         bs: int=32, # texts at a time
         long: str='cut', # longer inputs: 'cut', or 'window', of which the surest answer is taken
-        say=print # gets a sentence about what was cut
+        say=print, # gets a sentence about what was cut
+        dtype: str|None=None # what matrices are stored in while writing: 'fp16' on a CPU, 'bf16', or None for what they are
     ):
         store_attr()
+        if dtype not in WEIGHT_TYPES: raise ValueError(f"weights in {dtype!r} are not known: choose 'bf16', 'fp16', or None for what they are")
         check_t5(model.config, tok)
         self.sp = SpecialIds.of(tok)
     @classmethod
-    def load(cls, path, **kwargs): # folder; options of `TextWriter`
-        "Open a saved model; raises ArtefactError"
+    def load(cls, path, **kwargs): # folder of ours or of transformers, with its vocabulary; options of `TextWriter`
+        "Open a saved model; raises ArtefactError, or what `load_tokenizer` raises"
+        if _is_hf(path): return cls(load_t5(path, tok:=load_tokenizer(path)), tok, **kwargs)
         a = load_artefact(model_path(path), kind='text2text')
         tok = load_tokenizer(a.path)
         kw = dict(task=task_from_info(a.config['task']), inputs_length=a.config['lengths'][0], max_len=a.config['lengths'][1])
@@ -164,25 +170,26 @@ def _batches(self:TextWriter, rows):
 
 # %% ../nbs/api/45b_writer.ipynb #45b00014
 @contextmanager
-def _evaluating(model):
-    "In evaluation mode for a while"
+def _evaluating(model, dtype=None):
+    "A model to write with, in evaluation mode for a while"
     was = model.training
     model.eval()
-    try: yield model
+    try: yield packed_once(model, dtype)
     finally: model.train(was)
 
 @patch
 def write(self:TextWriter, texts, # list of texts, read as they are
     n_beams: int=1, # 1 is greedy
+    dtype: str|None=None, # what matrices are stored in; None for the writer's `dtype`
     **kwargs # of `generate` or `beam_search`: `max_len`, `temperature`, `top_k`, `alpha`, ...
 ) -> Written:
     "Free answers; raises ValueError for texts that are empty, or settings that make no sense"
     rows,owner,n_long = self._rows(texts)
     kwargs = dict(max_len=self.max_len)|kwargs
     ids,done,logp = [None]*len(rows),np.zeros(len(rows), bool),np.zeros(len(rows))
-    with _evaluating(self.model):
+    with _evaluating(self.model, dtype or self.dtype) as model:
         for idx,x in self._batches(rows):
-            g = beam_search(self.model, x, n_beams=n_beams, **kwargs) if n_beams>1 else generate(self.model, x, **kwargs)
+            g = beam_search(model, x, n_beams=n_beams, **kwargs) if n_beams>1 else generate(model, x, **kwargs)
             done[idx],logp[idx] = g.finished.cpu().numpy(),g.logp.cpu().numpy()
             for i,o in zip(idx, g.ids): ids[i] = o
     sure = logp/[len(o)+1 for o in ids]
@@ -202,15 +209,16 @@ def _tell(self:TextWriter, w, max_len=None):
 # %% ../nbs/api/45b_writer.ipynb #45b00017
 @patch
 def score(self:TextWriter, texts, # list of texts, read as they are
-    candidates # texts that could be answers, the same for all
+    candidates, # texts that could be answers, the same for all
+    dtype: str|None=None # what matrices are stored in; None for the writer's `dtype`
 ) -> np.ndarray: # (n k) log-probabilities; the mean over windows of a long input
     "How likely each candidate is; raises ValueError for no candidates, or one that becomes no token"
     if not len(candidates): raise ValueError('there are no candidates: give the texts that an answer may be')
     rows,owner,n_long = self._rows(texts)
     y = torch.from_numpy(Ragged.of(encode_targets(self.tok, list(candidates))).padded(self.tok.pad_id)).to(self.device) # (k u)
     out = np.zeros((len(rows),len(candidates)))
-    with _evaluating(self.model):
-        for idx,x in self._batches(rows): out[idx] = score_targets(self.model, x, y.expand(len(x), *y.shape)).cpu().numpy()
+    with _evaluating(self.model, dtype or self.dtype) as model:
+        for idx,x in self._batches(rows): out[idx] = score_targets(model, x, y.expand(len(x), *y.shape)).cpu().numpy()
     self._tell(Written(texts, np.ones(len(texts), bool), out, n_long, ''))
     return np.stack([out[owner==i].mean(0) for i in range(len(texts))])
 
@@ -236,14 +244,15 @@ def probs(self:TextWriter, texts, # list of texts, or of rows of the task
 def predict(self:TextWriter, text, # a text or a row of the task, or a list of them
     constrained: bool=False, # only labels are answers
     labels=None, # those labels; the task's by default
+    dtype: str|None=None, # what matrices are stored in; None for the writer's `dtype`
     **kwargs # of `write`
 ): # a text, or a list
     "Answer"
-    if isinstance(text, (str,dict)): return self.predict([text], constrained, labels, **kwargs)[0]
+    if isinstance(text, (str,dict)): return self.predict([text], constrained, labels, dtype, **kwargs)[0]
     texts = self.inputs(list(text))
-    if not constrained: return self.write(texts, **kwargs).texts
+    if not constrained: return self.write(texts, dtype=dtype, **kwargs).texts
     labels = self.labels_of(labels)
-    return [labels[i] for i in self.score(texts, labels).argmax(1)]
+    return [labels[i] for i in self.score(texts, labels, dtype).argmax(1)]
 
 # %% ../nbs/api/45b_writer.ipynb #45b0001a
 @patch
@@ -252,7 +261,7 @@ def answer(self:TextWriter, ex: Examples, # of a task
     **kwargs # of `write`
 ) -> Answers:
     "Answers beside the right ones, and which of them are none"
-    own = TextWriter(self.model, self.tok, ex.task, self.inputs_length, self.max_len, self.bs, self.long, self.say)
+    own = TextWriter(self.model, self.tok, ex.task, self.inputs_length, self.max_len, self.bs, self.long, self.say, self.dtype)
     if not constrained: return ex.read(own.write(ex.inputs, **kwargs).texts)
     labels = own.labels_of()
-    return ex.read([labels[i] for i in own.score(ex.inputs, labels).argmax(1)])
+    return ex.read([labels[i] for i in own.score(ex.inputs, labels, kwargs.get('dtype')).argmax(1)])
