@@ -10,7 +10,7 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from ulmfit_t5.core import seed_everything
 from ulmfit_t5.models.awd_lstm import language_model
-from ulmfit_t5.models.t5 import T5,t5_config
+from ulmfit_t5.models.t5 import T5,T5Loss,t5_config
 from ulmfit_t5.train.callbacks import GradClip
 from ulmfit_t5.train.events import *
 from ulmfit_t5.train.layer_stats import *
@@ -268,3 +268,20 @@ def test_probe_reads_chunks_tuples_and_dicts():
     p.close()
     h = m[0].lin(x)
     np.testing.assert_allclose(p.read()[0].tolist(), [h.mean().item(),h.std(correction=0).item(),0.], rtol=1e-4, atol=1e-6)
+
+@pytest.mark.parametrize('frozen', [(),(0,),(0,1)])
+def test_t5_is_measured_block_by_block(frozen, tmp_path):
+    "A T5 that learns to repeat its input: encoder and decoder blocks, norms and position biases included; frozen groups stand still, the others move"
+    seed_everything(0)
+    x = torch.randint(3, 60, (16, 7))
+    dl,m = DataLoader(list(zip(x, x, x)), bs=4, device='cpu', n_inp=2),t5()
+    learn = Learner(DataLoaders(dl, dl), m, T5Loss(m), opt_func=FusedAdam, splitter=lambda m: m.groups())
+    learn.logger = lambda *_: None
+    for g in frozen: steering(learn).send('freeze', group=g)
+    learn.fit(2, .01, cbs=RunLog(tmp_path/'a.jsonl', every=1))
+    run = read_log(tmp_path/'a.jsonl')
+    last = [{k:run.rows(k, group=g)[1][-1] for k in MEASURES} for g in range(3)]
+    for g,m in enumerate(last):
+        assert (m['drift']==0 and m['grad'] is None) if g in frozen else (m['drift']>0 and m['grad']>0 and m['update']>0), (g,m)
+        assert m['sd']>0 and m['dead']==0
+    assert {l[1] for l in run.layers}>={'Embedding','Linear','RMSNorm'} and len(run.layers)>20
