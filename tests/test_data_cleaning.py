@@ -255,7 +255,26 @@ def test_a_reader_of_datatrove(tmp_path, no_list):
     r = clean(CsvReader(str(tmp_path/'raw')), str(tmp_path/'out'), 'citations,curly_bracket,duplicate_spans', tasks=2, workers=1)
     kept = clean_texts(corpus(), 'citations,curly_bracket,duplicate_spans')[0]
     assert list(read_documents(tmp_path/'out'))==kept and r.n_read==60
+    assert clean(CsvReader(str(tmp_path/'raw')), str(tmp_path/'out'), 'citations,curly_bracket,duplicate_spans').to_dict()==r.to_dict()
     with gzip.open(tmp_path/'out'/'00000.jsonl.gz', 'rt') as f: assert json.loads(f.readline())['metadata']['url']=='here'
+
+DAMAGE = dict(xz=lzma.compress(b'x'*99)[:-20]+bytes(20), gz=gzip.compress(os.urandom(999))[:500], jsonl=b'{"text": "a"}\n{"text": 3}\n', list=b'["a"]\n', cut=b'{"text": "a', code=b'\xff\xfe')
+
+@pytest.mark.parametrize('kind', DAMAGE)
+def test_files_that_cannot_be_read(tmp_path, no_list, kind):
+    fn = tmp_path/dict(xz='a.txt.xz', gz='a.jsonl.gz', code='a.txt').get(kind, 'a.jsonl')
+    fn.write_bytes(DAMAGE[kind])
+    with pytest.raises(ValueError, match=f'{fn.name} cannot be read after page {1 if kind=="jsonl" else 0}'): clean(str(fn), str(tmp_path/'out'), 'policy', workers=1)
+
+def test_pages_without_text_and_words_in_a_rule(tmp_path, no_list, monkeypatch):
+    "null is an empty page; paths may be relative; a file of words may stand in the rule"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'a.jsonl').write_text('{"text": null}\n{"text": "Darn."}\n{"text": "Fine."}\n')
+    (tmp_path/'bad.txt').write_text('darn\n')
+    r = clean('a.jsonl', 'out', 'bad_words=bad.txt', workers=1)
+    assert list(read_documents('out'))==['Fine.'] and {k:c['pages'] for k,c in r.counts.items()}==dict(empty=1, bad_words=1)
+    (tmp_path/'bad.txt').write_text('fine\n')
+    with pytest.raises(ValueError, match='with other bad_words'): clean('a.jsonl', 'out', 'bad_words=bad.txt', workers=1)
 
 def test_bad_input_of_a_corpus(tmp_path, no_list):
     d,out = write_corpus(tmp_path/'raw', corpus(6)),tmp_path/'out'

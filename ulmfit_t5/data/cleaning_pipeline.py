@@ -9,7 +9,7 @@ __all__ = ['EXECUTORS', 'ReadPages', 'CleanPages', 'WritePages', 'SentenceSplitt
            'Finish', 'executor_class', 'cleaning_jobs', 'clean', 'cleaning_report']
 
 # %% ../../nbs/api/19a_data.cleaning_pipeline.ipynb #838530da
-import gzip,inspect,io,json,shutil,sys
+import gzip,inspect,io,json,lzma,shutil,sys,zlib
 from collections import deque
 from contextlib import contextmanager,redirect_stderr
 from difflib import get_close_matches
@@ -30,13 +30,16 @@ class ReadPages:
     def __init__(self,
         files: list, # .txt with blank lines between pages, or .jsonl; plain, .xz, .gz or .bz2
         field: str='text' # of a JSON line
-    ): self.files,self.field = [str(o) for o in files],field
+    ): self.files,self.field = [str(Path(o).resolve()) for o in files],field
     def _pages(self, file):
-        n,docs = -1,read_documents(file, field=self.field)
+        n = 0
         try:
-            for n,t in enumerate(docs): yield f'{Path(file).name}/{n}',t
-        except (ValueError,KeyError,EOFError,OSError) as e:
-            raise ValueError(f'{file} cannot be read after page {n+1}: {type(e).__name__} {e}; mend or remove the file and call again to go on') from e
+            for t in read_documents(file, field=self.field):
+                if not isinstance(t, str|None): raise TypeError(f'its {self.field} is {t!r}, a {type(t).__name__}')
+                yield f'{Path(file).name}/{n}',t or ''
+                n += 1
+        except (ValueError,TypeError,KeyError,EOFError,OSError,lzma.LZMAError,zlib.error) as e:
+            raise ValueError(f'{file} cannot be read after page {n}: {type(e).__name__} {e}; mend or remove the file and call again to go on') from e
     def __call__(self, data=None, rank: int=0, world_size: int=1): # yields documents
         from datatrove.data import Document
         share = len(self.files)>=world_size
@@ -185,6 +188,9 @@ def _quiet_rank(self, *args, **kw):
     with redirect_stderr(io.StringIO()): return type(self).__mro__[1]._run_for_rank(self, *args, **kw)
 
 # %% ../../nbs/api/19a_data.cleaning_pipeline.ipynb #582b1ea2
+def _has_datatrove():
+    if not find_spec('datatrove'): raise ImportError("cleaning files needs datatrove: pip install 'ulmfit_t5[clean]'; lists of texts need only `clean_texts`")
+
 def _start_ray(init):
     "Join the running Ray cluster, or start one on this machine"
     try: import ray
@@ -201,8 +207,9 @@ def _checked_files(texts, out, field):
     if next(chain.from_iterable(map(ReadPages(files, field)._pages, files)), None) is None: raise ValueError(f'{texts} holds no text: {len(files)} files, all of them empty')
     return files
 
-def _has_datatrove():
-    if not find_spec('datatrove'): raise ImportError("cleaning files needs datatrove: pip install 'ulmfit_t5[clean]'; lists of texts need only `clean_texts`")
+def _tasks_before(out):
+    p = Path(out)/'cleaning.json'
+    return json.loads(p.read_text(encoding='utf8'))['tasks'] if p.exists() else 0
 
 def _same_as_before(out, now):
     "Write what is asked, or compare it with what was asked before"
@@ -252,31 +259,32 @@ def clean(
 ):
     "Clean a corpus by the rules of C4, in tasks that are skipped when they are done; prints and returns the report"
     _has_datatrove()
-    workers,out = workers or n_cpus(),Path(out)
-    named,words = read_rules(rules or C4_RULES, skip),sorted(word_list(bad_words)) if bad_words else None
+    workers,out = workers or n_cpus(),Path(out).resolve()
+    named,words = _with_words(read_rules(rules or C4_RULES, skip), bad_words)
     Cleaner([f'{n}={v}' if v else n for n,v in named], bad_words=words) # a mistake in the rules is told now, not by each task
     opts = _read_options(options)
     executor_class(executor, {k:v for k,v in opts.items() if k!='init' or executor!='ray'})
     files = _checked_files(texts, out, field) if isinstance(texts, (str,Path)) else []
     tasks = tasks or _tasks_before(out) or max(workers, min(len(files), 1000))
     _same_as_before(out, dict(rules=[list(o) for o in named], tasks=tasks, files=[[o.name,o.stat().st_size] for o in files], field=field,
-        reader='' if files else f'{texts!r} {getattr(texts, "data_folder", "")}', bad_words=stable_hash(words)))
+        reader='' if files else f'{texts!r} {getattr(getattr(texts, "data_folder", None), "path", "")}', bad_words=stable_hash(words)))
     if not (out/'report.json').exists():
         source = ReadPages(files, field) if files else texts
         with _quiet(): _run_jobs(cleaning_jobs(source, out, named, tasks, bad_words=words, n_samples=n_samples), out/'work', executor, workers, opts)
     if executor=='slurm' and not (out/'report.json').exists():
-        return print(f'The jobs are in the queue of Slurm; when they are done, the report is cleaning_report({str(out)!r})')
+        return print(f'The jobs are in the queue of Slurm: when none is left there, cleaning_report({str(out)!r}) is the report, or says what to do again')
     print(r:=cleaning_report(out))
     return r
+
+def _with_words(named, words):
+    "Rules and the bad words themselves, wherever their file is named"
+    words = words or next((v for n,v in named if n=='bad_words'), '')
+    return [(n,'' if n=='bad_words' else v) for n,v in named],sorted(word_list(words)) if words else None
 
 def _read_options(options):
     if not options or isinstance(options, dict): return dict(options or {})
     try: return dict(json.loads(Path(options).read_text(encoding='utf8')))
     except (OSError,ValueError,TypeError) as e: raise ValueError(f'{options} is no JSON file with options, such as {{"partition": "cpu"}}: {e}') from e
-
-def _tasks_before(out):
-    p = Path(out)/'cleaning.json'
-    return json.loads(p.read_text(encoding='utf8'))['tasks'] if p.exists() else 0
 
 # %% ../../nbs/api/19a_data.cleaning_pipeline.ipynb #a0093d52
 def cleaning_report(out) -> CleaningReport: # of all tasks
