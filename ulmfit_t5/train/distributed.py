@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 # %% ../../nbs/api/37_train.distributed.ipynb #600dd6d4
-from ..core import human,write_json
+from ..core import human,seed_everything,write_json
 from .channel import Listener
 from .resume import learner_state,load_learner_state
 from .state import load_state,save_state
@@ -230,6 +230,7 @@ def fit_distributed(self:Learner, plan=1, # epochs, or an `UnfreezeSchedule`
 # %% ../../nbs/api/37_train.distributed.ipynb #49a8850c
 def _in_place(learn, plan, lr, how, device, ddp, kwargs):
     from ulmfit_t5.train.parallel import in_group
+    seed_everything((torch.initial_seed()+int(os.environ['RANK']))%(1<<32)) # dropout of its own
     with in_group(learn, device or ('cuda' if torch.cuda.is_available() else 'cpu'), **(ddp or {})):
         getattr(learn, how)(plan, *([] if lr is None else [lr]), **kwargs)
 

@@ -155,11 +155,13 @@ class EvenTrainer(DistributedTrainer):
         for m in self.recorder.metrics: check_metric(m)
         self.plain,self.norms = self.learn.model,synced_norms(self.learn.model)
         self.norms.__enter__()
-        self._one_clock()
+        self._agree()
         super().before_fit()
         self._see_through()
-    def _one_clock(self):
-        "A budget of time is read off the first process's clock everywhere"
+    def _agree(self):
+        "Orders follow from the seeds of the first process, and a budget of time is read off its clock"
+        for dl in self.dls:
+            if hasattr(dl, 'shard'): dl.seed = int(Share(seed=dl.seed).seed[0])
         if hasattr(self.learn, 'time_budget'): self.learn.time_budget.clock = lambda: float(Share(t=time.monotonic()).t[0])
     def _see_through(self):
         if isinstance(self.learn.model, DistributedDataParallel): self.learn.model.__class__ = SeenThrough

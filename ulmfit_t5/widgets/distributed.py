@@ -10,6 +10,8 @@ __all__ = ['DistributedPanel', 'waits']
 # %% ../../nbs/api/66_widgets.distributed.ipynb #9f9f2e25
 import time
 from pathlib import Path
+from IPython import get_ipython
+from IPython.display import display
 from fastcore.basics import patch
 
 # %% ../../nbs/api/66_widgets.distributed.ipynb #f0c02926
@@ -147,5 +149,6 @@ def close(self:DistributedPanel):
     self.ended = True
     if self.html_box is not None: self.button.disabled = True
     if self.live is not None: self.live.settle()
+    elif get_ipython() is not None and not has_kernel(): display(self.picture())
 
-PANELS.append(lambda: DistributedPanel() if has_kernel() else LinePanel())
+PANELS.append(lambda: DistributedPanel() if get_ipython() is not None else LinePanel())

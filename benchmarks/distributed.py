@@ -1,0 +1,97 @@
+"""Two processes on this machine's cores against one: the same losses from the same global batch, seconds from the call to the first step, what interrupts leave behind.
+
+Dropout is off, since each process draws its own. The language model trains on the bundled DBpedia texts, the classifier on them with their labels, groups opening one by
+one. An interrupt comes as the signal that a notebook's stop button sends: at moments spread over the launch, and in a step."""
+import os,signal,tempfile,threading,time,uuid
+from pathlib import Path
+from common import line,parser,run
+from ulmfit_t5.core import seed_everything
+from ulmfit_t5.data.datasets import load_dataset
+from ulmfit_t5.data.loaders import TextDataLoaders
+from ulmfit_t5.models.awd_lstm import COMPACT_CLAS,COMPACT_LM
+from ulmfit_t5.train.unfreeze import UnfreezeSchedule
+from ulmfit_t5.learner import language_model_learner,text_classifier_learner
+from ulmfit_t5.portable import open_learner
+from ulmfit_t5.train.distributed import LinePanel
+
+TINY = dict(emb_sz=16, n_hid=24, n_layers=2)
+class Quiet(LinePanel):
+    "Says nothing, and calls a function at the first step"
+    def __init__(self, at_step=None):
+        super().__init__(lambda s: None)
+        self.at_step = at_step
+    def on(self, m):
+        if m['kind']=='step' and self.at_step:
+            f,self.at_step = self.at_step,None
+            f()
+
+def lm(a, cache):
+    n,bs = (60,4) if a.quick else (1500,32)
+    dls = TextDataLoaders.from_list(load_dataset('dbpedia')['train'].text.tolist()[:n], is_lm=True, bs=bs, seq_len=24 if a.quick else 72, cache=cache, device='cpu', progress=False)
+    return language_model_learner(dls, None, COMPACT_LM|(TINY if a.quick else {}), drop_mult=0, reg=dict(bf16=False)),dict(plan=1, lr=4e-3)
+
+def classifier(a, cache):
+    df = load_dataset('dbpedia')['train'].sample(100 if a.quick else 800, random_state=1)
+    dls = TextDataLoaders.from_df(df, bs=8 if a.quick else 32, cache=cache, device='cpu', progress=False)
+    learn = text_classifier_learner(dls, None, COMPACT_CLAS|(TINY if a.quick else {}), drop_mult=0, head=dict(head_p=(0,0)), reg=dict(alpha=0, beta=0, bf16=False))
+    return learn,dict(plan=UnfreezeSchedule.gradual(len(learn.model.groups()), 1, 1, lr=4e-3))
+
+def figures(a, n):
+    "Losses and times of both learners with `n` processes; 0 trains here"
+    out = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for f in (lm,classifier):
+            seed_everything(1)
+            learn,kw = f(a, cache)
+            began = time.perf_counter()
+            with learn.no_bar(),learn.no_logging():
+                if n: learn.fit_distributed(**kw, n_procs=n, device='cpu', panel=Quiet())
+                else: (learn.fit_one_cycle if 'lr' in kw else learn.fit_unfreeze)(*kw.values())
+            r = learn.distributed if n else {}
+            tokens = sum(r.get('tokens', [0]))
+            out[f.__name__] = dict(losses=[float(o) for o in learn.recorder.losses], values=[float(o) for o in learn.recorder.values[-1]],
+                seconds=time.perf_counter()-began, first=r.get('first_step'), balance=r.get('balance'), tokens=tokens)
+    return out
+
+def alive(mark):
+    "Processes other than this one that carry `mark` in their environment"
+    def has(p):
+        try: return int(p.name)!=os.getpid() and mark.encode() in (p/'environ').read_bytes()
+        except OSError: return False
+    return sum(map(has, Path('/proc').glob('[0-9]*')))
+
+def interrupts(a):
+    "Interrupt runs at many moments; count what is left half a second later"
+    mark = os.environ['ULMFIT_T5_MARK'] = uuid.uuid4().hex
+    moments,left,kept = ([.5,None] if a.quick else [.1,.5,1,2,3,None,None,None,None,None]),[],0
+    with tempfile.TemporaryDirectory() as cache:
+        learn,kw = lm(a, cache)
+        for s in moments:
+            t = None if s is None else threading.Timer(s, lambda: os.kill(os.getpid(), signal.SIGINT))
+            if t: t.start()
+            try: learn.fit_distributed(1000, device='cpu', panel=Quiet(None if s else lambda: signal.raise_signal(signal.SIGINT)))
+            except KeyboardInterrupt: kept += s is None and len(learn.recorder.losses)>0
+            time.sleep(.5)
+            left.append(alive(mark))
+    return dict(left=sum(left), n=len(moments), kept=kept, in_step=moments.count(None))
+
+def rows(res, a):
+    out = []
+    for k in ('lm','classifier'):
+        one,two = res['one process'][0][k],res['two processes'][0][k]
+        for what in ('losses','values'):
+            gap = max(abs(x-y) for x,y in zip(one[what], two[what]))
+            name = 'loss of a step' if what=='losses' else 'figure of the last validation'
+            out.append(line(f'{k}: largest difference in a {name}', gap, None, None, '', 'lower', note=f"{len(one[what])} compared; to reach 0.0001"))
+        out.append(line(f'{k}: from the call to the first step', two["first"], None, None, 's', 'lower', note='to reach 20'))
+        out.append(line(f'{k}: balance of work', two['balance'], None, None, 'of 1', note='mean over largest time of a process on its own'))
+        out.append(line(f'{k}: the whole call', two['seconds'], one['seconds'], one['seconds']/two['seconds'], 's', 'lower', 'one process', 'launch included; short on purpose'))
+    i = res['interrupts'][0]
+    out.append(line(f"processes left after {i['n']} interrupts", i['left'], None, None, '', 'lower', note='to reach 0'))
+    out.append(line('interrupts in a step that kept what was learned', i['kept'], None, None, f"of {i['in_step']}"))
+    return out
+
+if __name__=='__main__':
+    assert open_learner # what the processes call
+    jobs = {'one process':lambda a: figures(a, 0), 'two processes':lambda a: figures(a, 2), 'interrupts':interrupts}
+    run(__file__, parser(__doc__).parse_args(), jobs, rows)
