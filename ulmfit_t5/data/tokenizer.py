@@ -290,7 +290,8 @@ def build_words(texts, # iterable of strings
 # %% ../../nbs/api/10_data.tokenizer.ipynb #464aef9f
 def _from_spiece(model, n=100):
     "Which kind a SentencePiece model is of is seen from how it begins"
-    first = sp.SentencePieceProcessor(model_proto=model).id_to_piece(0)
+    try: first = sp.SentencePieceProcessor(model_proto=model).id_to_piece(0)
+    except RuntimeError: raise ValueError(f'these {len(model):,} bytes are no SentencePiece model: download spiece.model again') from None
     return SubwordTokenizer(model) if first==SPECIALS[0] else SentencePieceTokenizer(model, n)
 
 def load_tokenizer(folder) -> Tokenizer: # `SubwordTokenizer`, `WordTokenizer` or `SentencePieceTokenizer`
