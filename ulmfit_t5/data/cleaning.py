@@ -147,7 +147,8 @@ class Language:
     "Pages that langdetect does not hold for English with a probability of .99"
     def __init__(self, wanted: str='en>0.99'):
         self.lang,_,p = wanted.partition('>')
-        self.p = float(p or .99)
+        try: self.p = float(p or .99)
+        except ValueError: raise ValueError(f'the language {wanted!r} is not understood: write its code, or its code and the least probability, as en>0.99') from None
         if self.lang not in (all:=_detectors().get_lang_list()):
             raise ValueError(f'the language {self.lang!r} is not one that langdetect knows: {", ".join(sorted(all))}')
     def __call__(self, text: str) -> bool: # keep it?
