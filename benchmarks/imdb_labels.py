@@ -37,8 +37,9 @@ def main():
     from ulmfit_t5.demo import tfidf_error
     torch.set_num_threads(a.threads)
     began,rows = time.time(),[]
-    train,test = load_dataset('imdb', 'train'),load_dataset('imdb', 'test').sample(60 if a.quick else 5000, random_state=a.seed)
-    valid,lm_texts = train.sample(64, random_state=a.seed+1),load_dataset('imdb', 'unsup').text.sample(100 if a.quick else a.unlabelled, random_state=a.seed)
+    train,test = load_dataset('imdb', 'train'),load_dataset('imdb', 'test').sample(20 if a.quick else 5000, random_state=a.seed)
+    valid = train.sample(8 if a.quick else 64, random_state=a.seed+1)
+    lm_texts = load_dataset('imdb', 'unsup').text.sample(100 if a.quick else a.unlabelled, random_state=a.seed)
     pool,lm_min,c_min = train.drop(valid.index),.02 if a.quick else a.lm_minutes,.02 if a.quick else a.minutes
     with tempfile.TemporaryDirectory() as d:
         epochs = stage_b(a, [*lm_texts, *pool.text.sample(10 if a.quick else 5000, random_state=a.seed)], Path(d), lm_min)
