@@ -5,6 +5,7 @@ from ulmfit_t5.core import *
 from ulmfit_t5.data.datasets import *
 from ulmfit_t5.data.tokenizer import *
 from ulmfit_t5.data.corpus import *
+from ulmfit_t5.data.cleaning import *
 from ulmfit_t5.data.tables import *
 from ulmfit_t5.data.formats import *
 from ulmfit_t5.data.batches import *
@@ -35,7 +36,12 @@ from ulmfit_t5.train.callbacks import *
 from ulmfit_t5.train.record import *
 from ulmfit_t5.train.state import *
 from ulmfit_t5.train.resume import *
-from ulmfit_t5.train.run import *
+from ulmfit_t5.train.layer_stats import *
+from ulmfit_t5.train.events import *
+from ulmfit_t5.train.steer import *
+from ulmfit_t5.train.steered import *
+from ulmfit_t5.train.lr_find import *
+from ulmfit_t5.train.distributed import *
 from ulmfit_t5.artefacts import *
 from ulmfit_t5.inference import *
 from ulmfit_t5.metrics import *
@@ -47,4 +53,15 @@ from ulmfit_t5.pretrain_t5 import *
 from ulmfit_t5.pairs import *
 from ulmfit_t5.writer import *
 from ulmfit_t5.text2text import *
+from ulmfit_t5.interpret.attribution import *
+from ulmfit_t5.interpret.states import *
+from ulmfit_t5.interpret.attention import *
+from ulmfit_t5.interpret.embeddings import *
+from ulmfit_t5.interpret.errors import *
+from ulmfit_t5.interpret.calibration import *
+from ulmfit_t5.widgets.board import *
+from ulmfit_t5.widgets.replay import *
+from ulmfit_t5.widgets.cockpit import *
+from ulmfit_t5.widgets.bench import *
+from ulmfit_t5.widgets.distributed import *
 import fastai.callback.all # progress bars, lr_find, fine_tune, fit_one_cycle
