@@ -5,6 +5,7 @@ import numpy as np,pytest,torch
 from hypothesis import given,settings,strategies as st
 from torch import nn
 from fastai.callback.core import Callback
+from fastai.callback.schedule import *
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
@@ -215,6 +216,16 @@ def test_stats_leave_the_training_alone():
     for l in (a,b): l.fit(2, .02)
     assert all(torch.equal(p, q) for p,q in zip(a.model.parameters(), b.model.parameters()))
     assert not any(m._forward_hooks for m in a.model.modules())
+
+def test_the_rate_finder_leaves_no_trace(tmp_path):
+    "Its mock training is neither sampled nor logged, and the fit after it is"
+    learn = make(path=tmp_path)
+    stats,log = layer_stats(learn, every=1),RunLog(tmp_path/'a.jsonl')
+    learn.add_cb(log)
+    learn.lr_find(num_it=5, show_plot=False)
+    assert stats.samples==[] and not log.path.exists()
+    learn.fit(1, .01)
+    assert [s.step for s in stats.samples]==list(range(6)) and len(read_log(log.path))==6
 
 def test_a_reset_is_seen_in_the_drift():
     "A frozen group is not measured again, until somebody writes to its weights"

@@ -100,7 +100,7 @@ class RunLog(Callback):
     ):
         self.path,self.title,self.append,self.flush_s,self.stats_kw = Path(path),title,append,flush_s,stats
         self.thin,self.thin_layers = Thin(max_bytes//16),Thin(max_bytes//10)
-        self.file,self.step,self.fit_no,self.epoch_no,self.mine,self.sunk = None,-1,-1,0,None,False
+        self.file,self.step,self.fit_no,self.mine,self.sunk = None,-1,-1,None,False
         self.buf,self.losses,self.last_open,self.seen,self.told = [],[],None,None,0
 
     def _write(self, *lines):

@@ -159,6 +159,7 @@ def _version(l): return tuple(p._version for p in l.params)
 # %% ../../nbs/api/33d_train.layer_stats.ipynb #4d4b4510
 @patch
 def before_batch(self:LayerStats):
+    if hasattr(self.learn, 'lr_finder'): return
     self.step += 1
     if not self.iter or self.layers is None: self._check()
     now = time.perf_counter()
