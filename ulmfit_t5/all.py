@@ -5,7 +5,9 @@ from ulmfit_t5.core import *
 from ulmfit_t5.data.datasets import *
 from ulmfit_t5.data.tokenizer import *
 from ulmfit_t5.data.corpus import *
-from ulmfit_t5.data.cleaning import *
+from ulmfit_t5.data.cleaning import C4_RULES,C4_CODE_RULES,RULES,Cleaner,clean_texts
+from ulmfit_t5.data.cleaning_report import CleaningReport
+from ulmfit_t5.data.cleaning_pipeline import clean,cleaning_report
 from ulmfit_t5.data.tables import *
 from ulmfit_t5.data.formats import *
 from ulmfit_t5.data.batches import *

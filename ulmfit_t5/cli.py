@@ -48,7 +48,7 @@ def is_refusal(e: BaseException # that came out of a command
     return Path(code.co_filename).is_relative_to(home) and code.co_code[tb.tb_lasti]==dis.opmap['RAISE_VARARGS']
 
 # %% ../nbs/api/90_cli.ipynb #ca4aaa60
-COMMANDS = dict(demo='ulmfit_t5.demo', pretrain='ulmfit_t5.pretrain', pretrain_t5='ulmfit_t5.pretrain_t5', predict='ulmfit_t5.cli', datasets='ulmfit_t5.cli')
+COMMANDS = dict(demo='ulmfit_t5.demo', pretrain='ulmfit_t5.pretrain', pretrain_t5='ulmfit_t5.pretrain_t5', clean='ulmfit_t5.data.cleaning_pipeline', predict='ulmfit_t5.cli', datasets='ulmfit_t5.cli')
 
 def usage() -> str: # shown by `ulmfit_t5` alone
     "The commands and where their options are"
