@@ -22,11 +22,13 @@ from .commands import *
 _all_ = ['COMMANDS','CONTROL','Ticket','command']
 
 # %% ../../nbs/api/36_train.steer.ipynb #bf34bb12
-def _fitting(thread):
-    "Is `thread` inside a fit? An interrupted one tells no callback that it ended"
+def _inside(name, thread):
+    "Is `thread` inside a function of this name?"
     f = sys._current_frames().get(thread.ident) if thread is not None else None
-    while f is not None and f.f_code.co_name!='_do_fit': f = f.f_back
+    while f is not None and f.f_code.co_name!=name: f = f.f_back
     return f is not None
+
+def _fitting(thread): return _inside('_do_fit', thread) # an interrupted fit tells no callback that it ended
 
 class Steering(Callback):
     "Takes commands from any thread and applies them before the next batch; made by `steering(learn)`"
@@ -199,10 +201,11 @@ def rates(self:Steering) -> list: # bottom first; 0 where a group does not train
 # %% ../../nbs/api/36_train.steer.ipynb #6ffdfeb6
 @patch
 def before_fit(self:Steering):
-    if hasattr(self.learn, 'lr_finder'): return
+    me = threading.current_thread()
+    if hasattr(self.learn, 'lr_finder') or not _inside('_with_events', me) or (self.active and _fitting(me)): return
     self._let_go()
     if self.job is None: self._begin()
-    self.active,self.thread,self.fit_no = True,threading.current_thread(),self.fit_no+1
+    self.active,self.thread,self.fit_no = True,me,self.fit_no+1
     if self.keep_origin and self.origin is None: self.origin = {n:p.detach().clone() for n,p in self.model.named_parameters()}
 
 @patch
@@ -239,7 +242,7 @@ def after_train(self:Steering): self._let_go()
 # %% ../../nbs/api/36_train.steer.ipynb #9c433257
 @patch
 def after_fit(self:Steering):
-    if not self.active: return
+    if not self.active or _fitting(self.thread): return
     self._let_go()
     self.active = False
     if self.job is None: self.close()
