@@ -72,7 +72,6 @@ def tasks(quick):
 def final(make, lr, steps):
     "Validation loss after `steps` updates at most, on a slanted triangle with the peak `lr`"
     from fastai.callback.core import Callback,CancelFitException
-    from fastai.callback.schedule import ParamScheduler
     from ulmfit_t5.train.schedules import schedule
     learn = make()
     class Triangle(Callback):

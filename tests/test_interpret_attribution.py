@@ -62,6 +62,11 @@ def test_what_lies_before_the_window():
     assert f'{far} tokens lie before the window' in a.note and complete(a)
     assert all(s==0 for _,s in a.pieces[:far]) and any(s!=0 for _,s in a.pieces[far:])
 
+def test_windows_of_both_directions():
+    "One window ends the text, the other begins it: the difference is shared out all the same"
+    a = predictor(BiClassifier(classifier(max_len=12), classifier(seed=1, max_len=12))).explain(TEXT, 'plant', tol=.005)
+    assert complete(a) and a.pieces[1][1].any() and a.pieces[-1][1].any()
+
 @pytest.mark.parametrize('n', [9,23])
 def test_integrated_gradients_equal_captum(n):
     "The same points, the same path, the same numbers; on the embedding of a chunked classifier"

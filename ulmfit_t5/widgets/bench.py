@@ -7,19 +7,20 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/widgets.bench.html.md"""
 # %% auto #0
 __all__ = ['BENCH_RECIPES', 'BENCH_SCHEDULES', 'BenchState', 'rate_lanes', 'ScheduleBench', 'BenchView']
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #3fab9958
+# %% ../../nbs/api/65_widgets.bench.ipynb #b9ecad2a
 import math
 from dataclasses import dataclass,fields,replace
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #a1ac4951
+# %% ../../nbs/api/65_widgets.bench.ipynb #abeafaa8
 from ..train.groups import group_names,open_groups,param_groups
 from ..train.lr_find import RateSearch,search_rate
 from ..train.unfreeze import UnfreezeSchedule
+from .live import has_kernel
 from .paint import *
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #d0978989
+# %% ../../nbs/api/65_widgets.bench.ipynb #50be8944
 BENCH_RECIPES = dict(gradual='gradual unfreezing', full='all groups from the start', last_only='the top group only')
 BENCH_SCHEDULES = dict(stlr='slanted triangular', one_cycle='one-cycle', cosine='cosine', inv_sqrt='inverse square root', constant='constant')
 
@@ -61,7 +62,7 @@ class BenchState:
         name,kw = self.call()
         return f"plan = UnfreezeSchedule.{name}({kw.pop('n_groups')}, {', '.join(f'{k}={v!r}' for k,v in kw.items())})"
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #acfff80d
+# %% ../../nbs/api/65_widgets.bench.ipynb #ce0cea8b
 def _runs(xs):
     "Runs of equal values: (value, first, behind the last)"
     cuts = [0,*(np.flatnonzero(np.diff(xs))+1),len(xs)]
@@ -100,7 +101,7 @@ def rate_lanes(rates: np.ndarray, # (steps groups), 0 where frozen
     return (f"<svg xmlns='http://www.w3.org/2000/svg' role='img' aria-label='{esc(words)}' width='{width}' height='{foot+32}' viewBox='0 0 {width} {foot+32}' "
         f"font-family='system-ui,sans-serif' font-size='11' shape-rendering='crispEdges'>{hatch}{''.join(out)}</svg>")
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #87ff79b6
+# %% ../../nbs/api/65_widgets.bench.ipynb #7b543b3a
 class ScheduleBench:
     "Choose, drag, look, take the code, apply: schedules of rates by group and time"
     def __init__(self, learn=None, # fastai Learner whose groups and batches are taken; without one, five groups and `steps_per_epoch`
@@ -127,7 +128,7 @@ class ScheduleBench:
         for f in self.listeners: f()
     def __repr__(self): return f'{self.code}\n{self.plan}'
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #e2c20e1a
+# %% ../../nbs/api/65_widgets.bench.ipynb #72e4a14b
 @patch
 def picture(self:ScheduleBench) -> Picture:
     "Lanes, curves and code as they are now"
@@ -159,7 +160,7 @@ def search_html(self:ScheduleBench) -> str:
 @patch
 def save(self:ScheduleBench, path): return self.picture().save(path) # of an .html file
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #c120ab93
+# %% ../../nbs/api/65_widgets.bench.ipynb #1245a2fa
 def _learner(self):
     if self.learn is None: raise ValueError('this bench has no learner: make it with ScheduleBench(learn), or take its code')
     return self.learn
@@ -182,7 +183,7 @@ def fit(self:ScheduleBench, **kwargs): # of `Learner.fit_unfreeze`
     "Train to the plan"
     _learner(self).fit_unfreeze(self.plan, **kwargs)
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #841ec300
+# %% ../../nbs/api/65_widgets.bench.ipynb #8c70b246
 @patch
 def find_rate(self:ScheduleBench, **kwargs) -> RateSearch: # of `search_rate`
     "Search a peak rate at the bench's factor; it becomes the peak where it is to be trusted"
@@ -192,7 +193,7 @@ def find_rate(self:ScheduleBench, **kwargs) -> RateSearch: # of `search_rate`
     self.changed()
     return self.search
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #8d918da6
+# %% ../../nbs/api/65_widgets.bench.ipynb #e7dcfbf1
 def _controls(w, s):
     "A widget for each value of the state"
     lay,style = w.Layout(width='330px'),dict(description_width='150px')
@@ -228,7 +229,7 @@ class BenchView:
         bench.listeners.append(self.draw)
         self.draw()
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #0259efae
+# %% ../../nbs/api/65_widgets.bench.ipynb #d8084c57
 @patch
 def on(self:BenchView, name, value):
     if self.busy: return
@@ -255,7 +256,7 @@ def draw(self:BenchView):
     finally: self.busy = False
     if self.handle is not None: self.handle.update(self.bench.picture())
 
-# %% ../../nbs/api/65_widgets.bench.ipynb #ed0846f1
+# %% ../../nbs/api/65_widgets.bench.ipynb #4c4eec99
 @patch
 def widget(self:ScheduleBench):
     "The controls as one ipywidget"
@@ -265,7 +266,6 @@ def widget(self:ScheduleBench):
 @patch
 def _ipython_display_(self:ScheduleBench):
     from IPython.display import display
-    from ulmfit_t5.widgets.live import has_kernel
     if not has_kernel(): return display(self.picture())
     display(self.widget())
     self.skin.handle = display(self.picture(), display_id=True)
