@@ -27,13 +27,15 @@ class Quiet(LinePanel):
 
 def lm(a, cache):
     n,bs = (60,4) if a.quick else (1500,32)
-    dls = TextDataLoaders.from_list(load_dataset('dbpedia')['train'].text.tolist()[:n], is_lm=True, bs=bs, seq_len=24 if a.quick else 72, cache=cache, device='cpu', progress=False)
+    texts = load_dataset('dbpedia')['train'].text.tolist()[:n]
+    dls = TextDataLoaders.from_list(texts, is_lm=True, bs=bs, seq_len=24 if a.quick else 72, cache=cache, device='cpu', progress=False)
     return language_model_learner(dls, None, COMPACT_LM|(TINY if a.quick else {}), drop_mult=0, reg=dict(bf16=False)),dict(plan=1, lr=4e-3)
 
 def classifier(a, cache):
     df = load_dataset('dbpedia')['train'].sample(100 if a.quick else 800, random_state=1)
     dls = TextDataLoaders.from_df(df, bs=8 if a.quick else 32, cache=cache, device='cpu', progress=False)
-    learn = text_classifier_learner(dls, None, COMPACT_CLAS|(TINY if a.quick else {}), drop_mult=0, head=dict(head_p=(0,0)), reg=dict(alpha=0, beta=0, bf16=False))
+    kw = dict(drop_mult=0, head=dict(head_p=(0,0)), reg=dict(alpha=0, beta=0, bf16=False))
+    learn = text_classifier_learner(dls, None, COMPACT_CLAS|(TINY if a.quick else {}), **kw)
     return learn,dict(plan=UnfreezeSchedule.gradual(len(learn.model.groups()), 1, 1, lr=4e-3))
 
 def figures(a, n):
@@ -49,7 +51,7 @@ def figures(a, n):
                 else: (learn.fit_one_cycle if 'lr' in kw else learn.fit_unfreeze)(*kw.values())
             r = learn.distributed if n else {}
             tokens = sum(r.get('tokens', [0]))
-            out[f.__name__] = dict(losses=[float(o) for o in learn.recorder.losses], values=[float(o) for o in learn.recorder.values[-1]],
+            out[f.__name__] = dict(losses=[float(o) for o in learn.recorder.losses], values=[float(o) for o in learn.recorder.values[-1][:2]],
                 seconds=time.perf_counter()-began, first=r.get('first_step'), balance=r.get('balance'), tokens=tokens)
     return out
 
@@ -62,6 +64,7 @@ def alive(mark):
 
 def interrupts(a):
     "Interrupt runs at many moments; count what is left half a second later"
+    signal.signal(signal.SIGINT, signal.default_int_handler) # a shell lets what runs in the background ignore it
     mark = os.environ['ULMFIT_T5_MARK'] = uuid.uuid4().hex
     moments,left,kept = ([.5,None] if a.quick else [.1,.5,1,2,3,None,None,None,None,None]),[],0
     with tempfile.TemporaryDirectory() as cache:
@@ -81,7 +84,7 @@ def rows(res, a):
         one,two = res['one process'][0][k],res['two processes'][0][k]
         for what in ('losses','values'):
             gap = max(abs(x-y) for x,y in zip(one[what], two[what]))
-            name = 'loss of a step' if what=='losses' else 'figure of the last validation'
+            name = 'loss of a step' if what=='losses' else 'loss of the last epoch, training and validation'
             out.append(line(f'{k}: largest difference in a {name}', gap, None, None, '', 'lower', note=f"{len(one[what])} compared; to reach 0.0001"))
         out.append(line(f'{k}: from the call to the first step', two["first"], None, None, 's', 'lower', note='to reach 20'))
         out.append(line(f'{k}: balance of work', two['balance'], None, None, 'of 1', note='mean over largest time of a process on its own'))

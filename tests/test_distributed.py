@@ -57,7 +57,9 @@ def marked(monkeypatch):
     mark = uuid.uuid4().hex
     monkeypatch.setenv('ULMFIT_T5_MARK', mark)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    old = signal.signal(signal.SIGINT, signal.default_int_handler) # a shell lets what runs in the background ignore it
     yield mark
+    signal.signal(signal.SIGINT, old)
     assert not alive(mark), f'left behind: {alive(mark)}'
 
 def alive(mark, but=os.getpid()):
@@ -157,6 +159,17 @@ def test_everything_comes_back(tmp_path):
     r = there.distributed
     assert set(r['ranks'])=={0,1} and r['tokens'][0]==r['tokens'][1]>0 and .5<r['balance']<=1 and not r['stopped']
     assert [o['kind'] for o in panel.said if o['kind'] in ('begin','row','end')]==['begin','row','end']
+
+def test_pieces_learn_what_the_whole_learns(tmp_path):
+    "Fully sharded: each process keeps half of every weight, and the whole comes back with its averages"
+    here,there = (small_lm(tmp_path) for _ in range(2))
+    with here.no_bar(),here.no_logging():
+        here.fit_one_cycle(1, 1e-2)
+        there.fit_distributed(1, 1e-2, panel=Quiet(), fsdp=True)
+    np.testing.assert_allclose([float(o) for o in there.recorder.losses], [float(o) for o in here.recorder.losses], atol=1e-4)
+    for p,q in zip(here.model.parameters(), there.model.parameters()):
+        torch.testing.assert_close(p, q, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(here.opt.state[p]['sqr_avg'], there.opt.state[q]['sqr_avg'], atol=1e-6, rtol=1e-3)
 
 def toy(fail=None, note=None):
     "A learner whose second process may fail in its third step"

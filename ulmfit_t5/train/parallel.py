@@ -23,6 +23,9 @@ try: from fastai.distributed import DistributedDL,DistributedTrainer
 except (ImportError,NameError): raise ImportError('training in several processes needs accelerate: pip install accelerate') from None
 from accelerate.utils import DistributedDataParallelKwargs
 
+# %% ../../nbs/api/37c_train.parallel.ipynb #02f25717
+from .fsdp import fully_sharded,whole
+
 # %% ../../nbs/api/37c_train.parallel.ipynb #b930a21d
 def join_group(device: str='cpu', # 'cpu' or 'cuda'
     meet=None # a file that all processes of this machine see; None meets at MASTER_ADDR
@@ -147,15 +150,17 @@ class EvenTrainer(DistributedTrainer):
     "Trains this process's share of each batch, with the results that the whole batch would have"
     def __init__(self, stop=None, # function that tells whether to stop
         on_step=None, # called with the learner and the `Share` of each step
+        fsdp: bool=False, # each process keeps a piece of the model; see `fully_sharded`
         **kwargs # of `Accelerator`
     ):
         super().__init__(sync_bn=False, **kwargs)
-        self.stop,self.on_step,self.n = stop or (lambda: False),on_step,dist.get_world_size()
+        self.stop,self.on_step,self.fsdp,self.n = stop or (lambda: False),on_step,fsdp,dist.get_world_size()
     def before_fit(self):
         for m in self.recorder.metrics: check_metric(m)
         self.plain,self.norms = self.learn.model,synced_norms(self.learn.model)
         self.norms.__enter__()
         self._agree()
+        if self.fsdp: self._in_pieces()
         super().before_fit()
         self._see_through()
     def _agree(self):
@@ -174,7 +179,7 @@ class EvenTrainer(DistributedTrainer):
         return s
     def before_batch(self):
         self.tick = time.perf_counter()
-        if self.training and self.open!=[p.requires_grad for p in self.plain.parameters()]: self._again()
+        if self.training and not self.fsdp and self.open!=[p.requires_grad for p in self.plain.parameters()]: self._again()
     def _again(self):
         "DDP only knows of parameters that were open when it was made"
         self.accelerator._models.clear()
@@ -183,6 +188,23 @@ class EvenTrainer(DistributedTrainer):
         self.learn.model = self.accelerator.prepare(self.plain)
         self._see_through()
 
+# %% ../../nbs/api/37c_train.parallel.ipynb #72510c6d
+_whole_weights = 'SaveBest','NTAvg','Resumable','SaveModelCallback'
+
+@patch
+def _in_pieces(self:EvenTrainer):
+    bad = [type(o).__name__ for o in self.learn.cbs if type(o).__name__ in _whole_weights]
+    if bad: raise TypeError(f'{bad[0]} keeps whole weights, which no process has with fsdp=True: leave it out, or train without fsdp')
+    if hasattr(self.learn, 'nan_guard'): self.learn.nan_guard.run = False
+    self.pieces = fully_sharded(self.plain.to(self.accelerator.device), self.learn.opt)
+    self.accelerator.prepare = lambda model: self.pieces.__enter__()
+
+@patch
+def before_step(self:EvenTrainer):
+    "The norm of all gradients, where it is in pieces"
+    norm = self.learn.__dict__.get('grad_norm')
+    if self.fsdp and norm is not None: self.learn.grad_norm = whole(norm)
+
 # %% ../../nbs/api/37c_train.parallel.ipynb #8c41d61d
 @patch
 def after_loss(self:EvenTrainer):
@@ -190,9 +212,9 @@ def after_loss(self:EvenTrainer):
     if not len(l.yb): return
     s = Share(count=loss_count(l), loss=l.loss.detach().mean(), stop=bool(self.stop()), own=time.perf_counter()-self.tick, tokens=l.xb[0].numel(),
         memory=_memory())
-    whole = s.count.sum()
-    if self.training: l.loss_grad = l.loss_grad*(self.n*s.count[dist.get_rank()]/whole).to(l.loss_grad)
-    l.loss = ((s.count*s.loss).sum()/whole).to(l.loss)
+    n = s.count.sum()
+    if self.training: l.loss_grad = l.loss_grad*(self.n*s.count[dist.get_rank()]/n).to(l.loss_grad)
+    l.loss = ((s.count*s.loss).sum()/n).to(l.loss)
     if self.on_step: self.on_step(l, s)
     if s.stop.any(): raise CancelFitException
 
@@ -220,6 +242,7 @@ def after_validate(self:EvenTrainer): self._merge(self.recorder._valid_mets)
 # %% ../../nbs/api/37c_train.parallel.ipynb #47a29ae4
 @patch
 def after_fit(self:EvenTrainer):
+    if self.fsdp: self.pieces.__exit__(None, None, None)
     self.norms.__exit__(None, None, None)
     for old,new in zip(self.old_dls, self.dls.loaders):
         if getattr(new, 'shared', False): old.epoch,old.pos = new.epoch,new.pos
@@ -231,13 +254,14 @@ def in_group(learn, # any fastai `Learner`
     meet=None, # see `join_group`
     stop=None, # see `EvenTrainer`
     on_step=None, # likewise
+    fsdp: bool=False, # likewise
     **kwargs # of `DistributedDataParallel`, such as `find_unused_parameters`
 ):
     "Let `learn` train as one of a group of processes: fastai's `distrib_ctx` with `EvenTrainer`"
     join_group(device, meet)
     ddp = DistributedDataParallelKwargs(**dict(broadcast_buffers=False)|kwargs)
     def to_distributed(sync_bn, **kw):
-        learn.add_cb(EvenTrainer(stop, on_step, kwargs_handlers=[ddp], **kw))
+        learn.add_cb(EvenTrainer(stop, on_step, fsdp, kwargs_handlers=[ddp], **kw))
         if rank_distrib(): learn.remove_cb(ProgressCallback)
     learn.to_distributed = to_distributed
     try:

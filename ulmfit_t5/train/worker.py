@@ -18,8 +18,8 @@ from fastai.torch_core import rank_distrib
 # %% ../../nbs/api/37d_train.worker.ipynb #83012469
 from ..core import seed_everything
 from .channel import connect
-from .distributed import take_start,trained_state
-from .parallel import in_group
+from .handover import take_start,trained_state
+from .parallel import in_group,join_group
 from .state import load_state,save_state
 from .travel import restore
 
@@ -68,12 +68,14 @@ def train(run: dict, # of `run.json`
 ):
     "Make the learner, train it as one of the group, hand over what it learned"
     began,rank,n = time.monotonic(),rank_distrib(),int(os.environ['WORLD_SIZE'])
+    join_group(run['device'], folder/'meet')
     learn = restore(run['build'])(**restore(run['build_args']))
+    learn.model.to(run['device'])
     take_start(learn, load_state(folder/'start'))
     seed_everything(run['seed']+rank)
     learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, ProgressCallback) or rank and type(cb).__name__ in _writers])
     learn.add_cb(sp := Speaker(ch, n))
-    with in_group(learn, run['device'], folder/'meet', stop, sp.step, **run['ddp']):
+    with in_group(learn, run['device'], None, stop, sp.step, run['fsdp'], **run['ddp']):
         name = torch.cuda.get_device_name() if run['device']=='cuda' else f'CPU, {torch.get_num_threads()} thread{"s"*(torch.get_num_threads()>1)}'
         ch.send(rank=rank, kind='ready', device=name, pid=os.getpid(), seconds=time.monotonic()-began)
         getattr(learn, run['how'])(*restore(run['args']), **restore(run['kwargs']))
