@@ -1,5 +1,5 @@
 "Ours against transformers' T5 from the same weights: buckets, logits, loss, gradients, greedy and beam search, folders; packed rows; faults of folders"
-import importlib,json,random,shutil,sys
+import importlib,json,pickle,random,shutil,sys
 import pytest,torch
 try: importlib.import_module('torchvision')
 except (ImportError,RuntimeError): sys.modules['torchvision'] = None # built for another torch: transformers can do without, if it does not see it
@@ -13,6 +13,7 @@ from ulmfit_t5.models.attention import *
 from ulmfit_t5.models.checkpoint import ArtefactError
 from ulmfit_t5.models.generate import *
 from ulmfit_t5.models.hf_t5 import *
+from ulmfit_t5.models.packed import *
 from ulmfit_t5.models.t5 import *
 
 V = 80
@@ -80,17 +81,32 @@ def test_greedy_and_beams(tmp_path, version):
         if seed%2: wordy(ours, theirs)
         x,_ = batch(b=6)
         kw = dict(attention_mask=(x>0).long(), max_new_tokens=12, do_sample=False)
-        got = generate(ours, x, 12)
+        got,fast = generate(ours, x, 12),packed(ours)
         theirs_ids = theirs.generate(x, **kw)
         rows = [ids_of(o)[:len(g)] if not e else ids_of(o) for o,g,e in zip(theirs_ids, got.ids, got.finished)]
-        assert got.ids==rows
+        assert got.ids==rows==generate(fast, x, 12).ids
         ended |= set(got.finished.tolist())
         for alpha in (0.,1.,-.5):
             want = theirs.generate(x, num_beams=3, length_penalty=alpha, return_dict_in_generate=True, output_scores=True, **kw)
             mine = beam_search(ours, x, 12, n_beams=3, alpha=alpha, penalty='power')
+            assert mine.ids==beam_search(fast, x, 12, n_beams=3, alpha=alpha, penalty='power').ids
             assert mine.ids==[ids_of(o)[:len(g)] if not e else ids_of(o) for o,g,e in zip(want.sequences, mine.ids, mine.finished)], (seed,alpha)
             torch.testing.assert_close(mine.logp, want.sequences_scores, atol=1e-4, rtol=1e-4)
     assert ended=={True,False}
+
+@pytest.mark.parametrize('dtype,eps', [('bf16',.3),('fp16',.02)])
+@pytest.mark.parametrize('arch', [o for o in ARCHS if o!='encoder'])
+def test_packed_in_16_bits(arch, dtype, eps):
+    "Log-probabilities near those in 32 bits, of given targets and of what is written"
+    if dtype=='fp16' and 'fbgemm' not in torch.backends.quantized.supported_engines: pytest.skip('weights in fp16 are for x86 CPUs')
+    seed_everything(10)
+    m = T5(config(10, arch=arch)).eval()
+    with torch.no_grad(): m.embed.weight[0].zero_() # padding, which would be taken for the end, is not written
+    fast,(x,y) = packed(m, dtype),batch()
+    assert (score_targets(fast, x, y)-score_targets(m, x, y)).abs().max()<eps
+    g = generate(fast, x, 9)
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(o+[1]*bool(e)) for o,e in zip(g.ids, g.finished)], True)
+    assert (score_targets(m, x, ids)-g.logp).abs().max()<3*eps
 
 def test_scores_are_their_losses(tmp_path):
     ours,theirs = pair(tmp_path/'t5', 8)
@@ -173,6 +189,24 @@ FAULTS = {'no config':(lambda p: (p/'config.json').unlink(), 'has no config.json
     'vocabulary':(entry(vocab_size=V+1), f'a vocabulary of {V} rows, and its config.json says {V+1}'),
     'missing shard':(index(dict(weight_map={K:'model-00001-of-00002.safetensors'})), 'lacks model-00001-of-00002.safetensors'),
     'shard elsewhere':(index(dict(weight_map={K:'../x.safetensors'})), 'outside of its folder'), 'index without a map':(index({}), 'has no weight_map')}
+
+class Runs:
+    "What a pickle can do to who opens it"
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return open,(str(self.path),'w')
+
+@pytest.mark.parametrize('name', ['pytorch_model.bin','model.safetensors','model-00001-of-00001.safetensors'])
+@pytest.mark.parametrize('how', ['torch','pickle'])
+def test_pickles_are_never_opened(folder, tmp_path, name, how):
+    "Beside the weights, in their place, or under their name in an index"
+    p,trap = tmp_path/'t5',tmp_path/'opened'
+    shutil.copytree(folder, p)
+    (p/'model.safetensors').unlink()
+    if how=='torch': torch.save({K:Runs(trap)}, p/name)
+    else: (p/name).write_bytes(pickle.dumps({K:Runs(trap)}))
+    if name.startswith('model-'): index(dict(weight_map={K:name}))(p)
+    with pytest.raises(ArtefactError, match='could run code|not readable as safetensors'): load_hf_t5(p)
+    assert not trap.exists()
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory): return save_hf_t5(tmp_path_factory.mktemp('hf')/'t5', T5(config(3)))

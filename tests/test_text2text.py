@@ -1,17 +1,19 @@
 "Text to text on toy languages: what is learned, frozen, saved, resumed and refused"
-import importlib,sys
-import numpy as np,pandas as pd,pytest,torch
+import importlib,io,shutil,sys
+import numpy as np,pandas as pd,pytest,sentencepiece,torch
 try: importlib.import_module('torchvision')
 except (ImportError,RuntimeError): sys.modules['torchvision'] = None # built for another torch: transformers can do without, if it does not see it
 
 from fastai.callback.core import Callback
-from transformers import T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration,T5Tokenizer
 from transformers.optimization import Adafactor as PeerAdafactor
 from ulmfit_t5.core import seed_everything
 from ulmfit_t5.data.mixtures import TaskMixture
 from ulmfit_t5.data.task_types import ClassTask,Task
-from ulmfit_t5.data.tokenizer import train_subword
+from ulmfit_t5.data.tokenizer import SentencePieceTokenizer,load_tokenizer,train_subword
 from ulmfit_t5.models.checkpoint import ArtefactError
+from ulmfit_t5.models.hf_t5 import save_hf_t5
+from ulmfit_t5.models.t5 import T5,T5Config
 from ulmfit_t5.pairs import *
 from ulmfit_t5.text2text import *
 from ulmfit_t5.train.adafactor import Adafactor,factored_dims
@@ -245,3 +247,83 @@ class TestFiles:
         with pytest.raises(ValueError, match='labels='): w.predict('cat', constrained=True)
         with pytest.raises(ValueError, match='a row can only be read for a task'): w.predict(dict(text='cat'))
         with pytest.raises(ValueError, match='text 0 is'): w.predict([''])
+
+
+@pytest.fixture(scope='module')
+def google(toy, tmp_path_factory):
+    "A folder as T5's are: config.json, safetensors with rows that no token has, and a spiece.model with padding, end and unknown on ids 0, 1 and 2"
+    d,out = tmp_path_factory.mktemp('google'),io.BytesIO()
+    lines = [f'kind text: {t} {l} Translate English to German: naïve' for t,l in zip(toy.text, toy.label)]
+    kw = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, num_threads=1, minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=out, vocab_size=150, **kw)
+    (d/'spiece.model').write_bytes(out.getvalue())
+    n = len(SentencePieceTokenizer(out.getvalue()))
+    seed_everything(3)
+    save_hf_t5(d/'t5', T5(T5Config(vocab_sz=-(-n//128)*128, d_model=32, d_ff=64, n_layers=2, n_heads=2, d_kv=16, p=0.)), d)
+    return d/'t5'
+
+TEXTS = ['the red cat is here','Translate English to German: That is good.','a<extra_id_3>b <extra_id_99> c','  two  spaces\tand\nlines ','½ of №5, “quoted” x²',
+    '日本 and naïve','x\u00a0y','<extra_id_0>']
+
+class TestGoogleFolders:
+    def test_ids_are_those_of_transformers(self, google):
+        ours,theirs = load_tokenizer(google),T5Tokenizer.from_pretrained(google)
+        assert (ours.pad_id,ours.eos_id,ours.unk_id,len(ours))==(0,1,2,len(theirs))
+        assert [ours.sentinels[f'<extra_id_{k}>'] for k in range(100)]==list(range(len(ours)-1, len(ours)-101, -1))==theirs.convert_tokens_to_ids([f'<extra_id_{k}>' for k in range(100)])
+        for t in TEXTS: assert [*ours.encode(t),1]==theirs(t).input_ids, t
+        assert ours.decode(ours.encode('the red <extra_id_0> is here'))=='the red <extra_id_0> is here'
+
+    def test_the_json_of_transformers_will_do(self, google, tmp_path):
+        T5Tokenizer.from_pretrained(google).save_pretrained(tmp_path)
+        assert not (tmp_path/'spiece.model').exists()
+        a,b = load_tokenizer(google),load_tokenizer(tmp_path)
+        assert a.vocab==b.vocab and all(a.encode(t)==b.encode(t) for t in TEXTS)
+
+    def test_writes_what_transformers_writes(self, google):
+        theirs,tok = T5ForConditionalGeneration.from_pretrained(google).eval(),T5Tokenizer.from_pretrained(google)
+        w = TextWriter.load(google, max_len=8, say=None)
+        for t in TEXTS[:4]:
+            x = torch.tensor([tok(t).input_ids])
+            ids = theirs.generate(x, max_new_tokens=8, do_sample=False)[0]
+            assert w.write([t]).texts==[ids_text(ids, w.tok, w.sp)]
+
+    def test_learns_and_is_kept(self, google, toy, tmp_path):
+        learn = text2text_learner(loaders(toy, load_tokenizer(google)), google)
+        before = weights(learn)
+        quiet(learn, 'fit_sched', 1, 'constant', lr_max=.02)
+        assert 'embed.weight' not in same(before, weights(learn))
+        learn.save(tmp_path/'m')
+        learn.save_hf(tmp_path/'hf')
+        texts = toy.text.tolist()[:3]
+        want = learn.predict(texts, max_len=6)
+        assert TextWriter.load(tmp_path/'m', say=None).predict(texts, max_len=6)==want
+        assert TextWriter.load(tmp_path/'hf', say=None).predict(learn.writer().inputs(texts), max_len=6)==want
+        assert (tmp_path/'hf'/'spiece.model').read_bytes()==(google/'spiece.model').read_bytes()
+
+    def test_what_does_not_belong_together_is_refused(self, google, toy, tok, tmp_path):
+        with pytest.raises(ArtefactError, match='a tokenizer of .* does not belong to'): text2text_learner(loaders(toy, tok), google)
+        few = save_hf_t5(tmp_path/'few', T5(T5Config(vocab_sz=600, d_model=16, d_ff=16, n_layers=1, n_heads=1, d_kv=16, pad_id=1, eos_id=3)), google)
+        with pytest.raises(ArtefactError, match='padding and end are 1 and 3'): TextWriter.load(few)
+        shutil.copytree(google, tmp_path/'bad')
+        (tmp_path/'bad'/'spiece.model').write_bytes(b'no pieces')
+        with pytest.raises(ValueError, match='no SentencePiece model'): TextWriter.load(tmp_path/'bad')
+        (tmp_path/'bad'/'spiece.model').unlink()
+        with pytest.raises(FileNotFoundError, match='no tokenizer.json and no spiece.model'): TextWriter.load(tmp_path/'bad')
+
+
+class TestPackedWriting:
+    def test_a_writer_follows_its_model(self, toy, tok):
+        learn = learner(loaders(toy, tok))
+        w = learn.writer(max_len=6, say=None)
+        first = w.write(toy.text[:4].tolist()).logp
+        quiet(learn, 'fit_sched', 1, 'constant', lr_max=.02)
+        after = w.write(toy.text[:4].tolist()).logp
+        assert not np.allclose(first, after) and np.allclose(after, learn.writer(max_len=6, say=None).write(toy.text[:4].tolist()).logp)
+
+    @pytest.mark.parametrize('dtype', ['fp16','bf16'])
+    def test_answers_in_16_bits(self, trained, toy, dtype):
+        if dtype=='fp16' and 'fbgemm' not in torch.backends.quantized.supported_engines: pytest.skip('weights in fp16 are for x86 CPUs')
+        learn,texts = trained[0],toy.text.tolist()[::3]
+        want = learn.predict(texts)
+        assert np.mean([a==b for a,b in zip(learn.predict(texts, dtype=dtype), want)])>.9
+        assert learn.writer(dtype=dtype).predict(texts, constrained=True)==learn.predict(texts, constrained=True)
