@@ -52,9 +52,11 @@ STYLE = ('<style>'+_theme('#222','#666','#fff','#ccc')+'@media(prefers-color-sch
 
 # %% ../../nbs/api/60a_widgets.page.ipynb #5e13436c
 def _img(m):
-    "An SVG in line as an image with the same words for those who do not see it"
+    "An SVG in line as an image with the same words, and without what only a page can use"
     svg = m[0]
     label,w,h = (re.search(rf"{k}='([^']*)'", svg)[1] for k in ('aria-label','width','height'))
+    fonts = '' if '<text' in svg else '|font-family|font-size'
+    svg = re.sub(rf"<title>.*?</title>| (?:role|aria-label|data-\w+|style{fonts})='[^']*'", '', svg)
     return f'<img alt="{label}" title="{label}" width="{w}" height="{h}" src="data:image/svg+xml,{quote(svg, safe=" =:;,/()*+-._!$@?|[]{}" + chr(39))}">'
 
 class Picture:
