@@ -162,6 +162,7 @@ def tick(self:Gauges, status):
     r.status,r.step,r.loss,r.frozen,r.rates,r.points = status,s.steps_done,self.smooth,s.frozen,s.rates,list(s.points)
     r.epoch,r.n_epoch = l.epoch,l.n_epoch
     if l.training and self.count: r.iter,r.n_iter,r.tokens_s = min(self.count, l.n_iter),l.n_iter,self.units/self.took
+    if not l.training: r.iter = r.n_iter
     r.memory,r.left = memory(next(l.model.parameters()).device),self._left() if self.on else 0.
     self.tell()
 
@@ -226,11 +227,14 @@ def curves(g:Gauges, width:int=395, height:int=185) -> str: # HTML
     loss,(xs,ys) = {'training':g.loss.xy},g.rates.xy
     if g.valid[0]: loss['validation'] = g.valid
     names = [f'{i} {o}' for i,o in enumerate(g.read.names)]
-    rates = {names[i]:(xs,[o[i] or math.nan for o in ys]) for i in reversed(range(len(names)))} if xs else {}
+    log,top = _decades(ys),max((o for y in ys for o in y), default=0)
+    rates = {names[i]:(xs,[o[i] or (math.nan if log else 0.) for o in ys]) for i in reversed(range(len(names)))} if xs else {}
     span = (0,max([*loss['training'][0],*g.valid[0],1]))
     ids = list(reversed(range(len(names))))
     left = line_chart(loss, 'losses', y='loss', marks=marks, width=width, height=height, x_range=span)
-    return row(left, line_chart(rates, 'rate of each group', y='rate', log=_decades(ys), marks=marks, width=width, height=height, x_range=span, colours=ids)) if rates else row(left)
+    if not rates: return row(left)
+    return row(left, line_chart(rates, 'rate of each group', y='rate', log=log, marks=marks, width=width, height=height, x_range=span,
+        y_range=None if log or not top else (0,top*1.05), colours=ids))
 
 def groups_table(r:Readings) -> str: # HTML
     "Groups, top first: open or frozen, and the rate"
