@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/interpret.attribution.html.md"""
 __all__ = ['ATTRIBUTIONS', 'BASELINES', 'feed_vectors', 'Probe', 'Shares', 'integrated_gradients', 'input_x_gradient',
            'baseline_rows', 'classifier_probe', 't5_probe', 'Attribution', 'explain_classifier', 'explain_t5']
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #f5513b36
+# %% ../../nbs/api/51_interpret.attribution.ipynb #0852635c
 import html
 from contextlib import ExitStack,contextmanager
 from dataclasses import dataclass,field
@@ -17,7 +17,7 @@ import numpy as np,torch,torch.nn.functional as F
 from torch import nn,Tensor
 from fastcore.basics import patch
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #2038f9e3
+# %% ../../nbs/api/51_interpret.attribution.ipynb #25b1d076
 from .words import *
 from ..models.heads import BiClassifier,DocumentEncoder
 from ..models.t5 import T5
@@ -27,7 +27,7 @@ from ..pairs import encode_targets
 from ..writer import TextWriter
 from ..text2text import Text2TextLearner
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #feeabe2c
+# %% ../../nbs/api/51_interpret.attribution.ipynb #a9e55a48
 @contextmanager
 def feed_vectors(embed: nn.Embedding, # of a model
     rows: Tensor # (n d) vectors that the ids from `embed.num_embeddings` on stand for
@@ -45,7 +45,7 @@ def feed_vectors(embed: nn.Embedding, # of a model
     finally:
         for h in hooks: h.remove()
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #a1c1690d
+# %% ../../nbs/api/51_interpret.attribution.ipynb #9449fb79
 class Probe(NamedTuple):
     "Numbers that a model makes of a text, as a function of the vectors it reads"
     f: Callable   # ids (n t) -> (n k)
@@ -80,7 +80,7 @@ def _at(p: Probe, alphas, grad=True):
     if not grad: return out.detach(),None
     return out.detach(),[torch.autograd.grad(out[:,k].sum(), rows, retain_graph=k<out.shape[1]-1) for k in range(out.shape[1])]
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #cfa72610
+# %% ../../nbs/api/51_interpret.attribution.ipynb #c47e0ab9
 class Shares(NamedTuple):
     "What each token adds to each number"
     scores: np.ndarray # (t k)
@@ -112,7 +112,7 @@ def integrated_gradients(p: Probe, # what is asked
     if 2*steps<=most and (abs(gap)>tol*np.maximum(abs(value-base), .1)).any(): return integrated_gradients(p, 2*steps, tol, most, at_once)
     return Shares(s, value, base, gap, steps)
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #288dac91
+# %% ../../nbs/api/51_interpret.attribution.ipynb #aeeb0ee3
 def input_x_gradient(p: Probe # what is asked
 ) -> Shares:
     "Shares to first order, with one backward pass; they need not sum to anything"
@@ -123,7 +123,7 @@ def input_x_gradient(p: Probe # what is asked
 
 ATTRIBUTIONS = dict(integrated_gradients=integrated_gradients, input_x_gradient=input_x_gradient)
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #b73d94dd
+# %% ../../nbs/api/51_interpret.attribution.ipynb #bed57c29
 BASELINES = ('zero','unk','mean')
 
 def baseline_rows(embed: nn.Embedding, ids: Tensor, # (t)
@@ -141,7 +141,7 @@ def _window_start(m: DocumentEncoder, t: int) -> int:
     "First token that gradients reach (BPT3C pools and differentiates the last `max_len` tokens)"
     return max(0, -(-t//m.bptt)-(-(-m.max_len//m.bptt)))*m.bptt
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #56330368
+# %% ../../nbs/api/51_interpret.attribution.ipynb #71076d36
 def _log_odds(z, y, task):
     if task!='single': return z[:,y:y+1]
     rest = torch.arange(z.shape[1], device=z.device)!=y
@@ -165,7 +165,7 @@ def classifier_probe(pred: TextPredictor, # a classifier, forward, backward or b
         bases.append(baseline_rows(m.encoder.embed, ids, out|(ids<n_special)&(ids!=pred.tok.unk_id), baseline, pred.tok.unk_id))
     return Probe(lambda x: _log_odds(model(x), target, pred.task), ids, [m.encoder.embed for m,_ in ways], bases, model)
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #0df810b2
+# %% ../../nbs/api/51_interpret.attribution.ipynb #140c8df3
 def t5_probe(model: T5, ids: Tensor, # (t) of the input
     targets: Tensor, # (u) of the answer
     keep: Tensor, # (t) True where a token stays
@@ -181,7 +181,7 @@ def t5_probe(model: T5, ids: Tensor, # (t) of the input
         return model.logits(h).float().log_softmax(-1).gather(-1, y[...,None])[...,0]
     return Probe(f, ids, [model.embed], [baseline_rows(model.embed, ids, keep, baseline, unk_id)], model)
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #9902707b
+# %% ../../nbs/api/51_interpret.attribution.ipynb #8477848f
 @dataclass
 class Attribution:
     "Shares of the words of a text in an answer; a picture in a notebook, a list when printed"
@@ -214,7 +214,7 @@ class Attribution:
         foot = f'<div style="font-size:.8em;opacity:.75">{html.escape(self.note)}</div>' if self.note else ''
         return f'<div style="max-width:60em;margin:.4em 0">{head}<div>{self.text_html()}</div>{foot}</div>'
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #87b5383a
+# %% ../../nbs/api/51_interpret.attribution.ipynb #1b8b8038
 def _attribution(p, tok, names, method, unit, reverse=False, **kwargs):
     if method not in ATTRIBUTIONS: raise ValueError(f"method={method!r} is not known: choose one of {', '.join(ATTRIBUTIONS)}")
     s,ids = ATTRIBUTIONS[method](p, **kwargs),p.ids.cpu().numpy()
@@ -242,10 +242,11 @@ def explain_classifier(pred: TextPredictor, text: str,
     res = _attribution(p, pred.tok, [str(labels[target])], method, 'value' if pred.task=='regression' else 'log-odds', pred.backwards, **kwargs)
     docs = [m for m in pred.model.modules() if isinstance(m, DocumentEncoder)]
     far = max(_window_start(m, len(p.ids)) for m in docs)
-    if far: res.note = (f'{res.note}; ' if res.note else '')+f'{far} tokens lie before the window of {docs[0].max_len} tokens that is pooled: they are read but not explained'
+    each = ' in each direction' if len(docs)>1 else ''
+    if far: res.note = (f'{res.note}; ' if res.note else '')+f'{far} tokens lie before the window of {docs[0].max_len} tokens that is pooled{each}: they are read but not explained'
     return res
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #582fa4f6
+# %% ../../nbs/api/51_interpret.attribution.ipynb #09a11e15
 def explain_t5(writer: TextWriter, text, # a text, or a row of the task
     target: str|None=None, # an answer to ask about; what the model writes by default
     method: str='integrated_gradients', # a key of `ATTRIBUTIONS`
@@ -261,7 +262,7 @@ def explain_t5(writer: TextWriter, text, # a text, or a row of the task
     names = [o.replace('▁', '') or '▁' for o in writer.tok.pieces(y.tolist())]
     return _attribution(t5_probe(writer.model, ids, y, keep, baseline, writer.tok.unk_id), writer.tok, names, method, 'log-probability', **kwargs)
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #1d55d12f
+# %% ../../nbs/api/51_interpret.attribution.ipynb #d3567d4a
 @patch
 def explain(self:TextPredictor|TextWriter|ClassifierLearner|Text2TextLearner, text, # a text; for a T5 also a row of its task
     target=None, # a label, or the text of an answer; what the model answers by default
@@ -272,7 +273,7 @@ def explain(self:TextPredictor|TextWriter|ClassifierLearner|Text2TextLearner, te
     if isinstance(self, Text2TextLearner): self = self.writer()
     return (explain_t5 if isinstance(self, TextWriter) else explain_classifier)(self, text, target, **kwargs)
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #b185095d
+# %% ../../nbs/api/51_interpret.attribution.ipynb #1d91bf41
 @patch
 def plot(self:Attribution, ax=None # matplotlib axes to draw on
 ):
