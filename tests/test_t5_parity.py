@@ -13,6 +13,7 @@ from ulmfit_t5.models.attention import *
 from ulmfit_t5.models.checkpoint import ArtefactError
 from ulmfit_t5.models.generate import *
 from ulmfit_t5.models.hf_t5 import *
+from ulmfit_t5.models.layers import Linear
 from ulmfit_t5.models.packed import *
 from ulmfit_t5.models.t5 import *
 
@@ -62,6 +63,20 @@ def test_logits_loss_and_gradients(tmp_path, seed, version):
     want.loss.backward()
     grads = dict(theirs.named_parameters())
     for k,p in ours.named_parameters(): torch.testing.assert_close(p.grad, grads[hf_name(k)].grad, atol=1e-4, rtol=1e-4, msg=lambda s, k=k: f'{k}: {s}')
+
+@pytest.mark.parametrize('version', VERSIONS)
+def test_onednn_gives_the_gradients_of_mkl(version):
+    "Of rows enough, with and without checkpoints"
+    seed_everything(11)
+    m = T5(config(11, **VERSIONS[version])).train()
+    lins,(x,y),res = [l for l in m.modules() if type(l) is Linear],batch(10, 13, 9),[]
+    for cls in (Linear,torch.nn.Linear):
+        for l in lins: l.__class__ = cls
+        for on in (False,True):
+            loss = T5Loss(m, z_loss=1e-3)(m.checkpointing(on)(x, y))
+            res.append((loss.detach(),*torch.autograd.grad(loss, list(m.parameters()))))
+    assert lins and x.numel()>64<y.numel()
+    for got in res[:-1]: torch.testing.assert_close(got, res[-1], atol=1e-6, rtol=1e-4)
 
 def ids_of(row):
     "Their row of ids as we give it: without the start, up to the end"

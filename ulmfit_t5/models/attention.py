@@ -141,8 +141,8 @@ class Attention(nn.Module):
     ):
         super().__init__()
         self.n_heads,self.d_kv,self.p = n_heads,d_kv,p
-        self.q,self.k,self.v = (nn.Linear(d_model, n_heads*d_kv, bias=False) for _ in range(3))
-        self.o = nn.Linear(n_heads*d_kv, d_model, bias=False)
+        self.q,self.k,self.v = (Linear(d_model, n_heads*d_kv) for _ in range(3))
+        self.o = Linear(n_heads*d_kv, d_model)
         self.init_()
     @torch.no_grad()
     def init_(self):

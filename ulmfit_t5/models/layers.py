@@ -6,7 +6,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/models.layers.html.md"""
 
 # %% auto #0
 __all__ = ['dropout_mask', 'VariationalDropout', 'DroppedEmbedding', 'WeightDropped', 'one_mask', 'LSTMLayer', 'linear_scan',
-           'QRNNLayer', 'linear_cross_entropy']
+           'QRNNLayer', 'linear_cross_entropy', 'Linear']
 
 # %% ../../nbs/api/20_models.layers.ipynb #940eadd2
 import math
@@ -204,3 +204,29 @@ def linear_cross_entropy(h: Tensor, # (n e) hidden states
     on = torch.is_grad_enabled()
     grad = tuple(on and o is not None and o.requires_grad for o in (h,weight,bias))
     with torch.autocast(h.device.type, enabled=False): return _LinearCE.apply(h, weight, bias, targ, chunk, eps, z_loss, dt, grad)
+
+# %% ../../nbs/api/20_models.layers.ipynb #27867683
+def _product(x, w): return torch.ops.mkldnn._linear_pointwise(x.contiguous(), w.contiguous(), None, 'none', [], '') # x @ w.T
+
+class _OneDNN(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return _product(x, w)
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        x,w = ctx.saved_tensors
+        dx,dw = ctx.needs_input_grad
+        return _product(g, w.T) if dx else None,_product(g.flatten(0, -2).T, x.flatten(0, -2).T) if dw else None
+
+class Linear(nn.Linear):
+    "A linear layer without bias; float32 products of 64 rows and more are oneDNN's on x86 CPUs"
+    def __init__(self,
+        n_in: int, # width of the input
+        n_out: int # width of the output
+    ): super().__init__(n_in, n_out, bias=False)
+    def forward(self, x: Tensor) -> Tensor: # (... n_in) -> (... n_out)
+        w = self.weight
+        many = x.is_cpu and x.dtype==w.dtype==torch.float32 and x.numel()>=64*self.in_features and not torch.is_autocast_enabled('cpu')
+        return _OneDNN.apply(x, w) if many and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() else F.linear(x, w)

@@ -88,8 +88,8 @@ class FeedForward(nn.Module):
     "Two matrices with a ReLU between them, or three with a gate: `wo(gelu(wi_0 x) * wi_1 x)` (Shazeer 2020)"
     def __init__(self, c: T5Config):
         super().__init__()
-        for k in (('wi_0','wi_1') if c.gated else ('wi',)): setattr(self, k, nn.Linear(c.d_model, c.d_ff, bias=False))
-        self.wo,self.drop,self.gated = nn.Linear(c.d_ff, c.d_model, bias=False),Dropout(c.p),c.gated
+        for k in (('wi_0','wi_1') if c.gated else ('wi',)): setattr(self, k, Linear(c.d_model, c.d_ff))
+        self.wo,self.drop,self.gated = Linear(c.d_ff, c.d_model),Dropout(c.p),c.gated
         for w in self.parameters(): nn.init.normal_(w, 0, w.shape[1]**-.5)
     def forward(self, x: Tensor) -> Tensor:
         h = F.gelu(self.wi_0(x), approximate='tanh')*self.wi_1(x) if self.gated else self.wi(x).relu()
