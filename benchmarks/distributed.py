@@ -4,6 +4,7 @@ Dropout is off, since each process draws its own. The language model trains on t
 one. An interrupt comes as the signal that a notebook's stop button sends: at moments spread over the launch, and in a step."""
 import os,signal,tempfile,threading,time,uuid
 from pathlib import Path
+import torch
 from common import line,parser,run
 from ulmfit_t5.core import seed_everything
 from ulmfit_t5.data.datasets import load_dataset
@@ -32,19 +33,20 @@ def lm(a, cache):
     return language_model_learner(dls, None, COMPACT_LM|(TINY if a.quick else {}), drop_mult=0, reg=dict(bf16=False)),dict(plan=1, lr=4e-3)
 
 def classifier(a, cache):
-    df = load_dataset('dbpedia')['train'].sample(100 if a.quick else 800, random_state=1)
+    df = load_dataset('dbpedia')['train'].sample(100 if a.quick else 400, random_state=1)
     dls = TextDataLoaders.from_df(df, bs=8 if a.quick else 32, cache=cache, device='cpu', progress=False)
     kw = dict(drop_mult=0, head=dict(head_p=(0,0)), reg=dict(alpha=0, beta=0, bf16=False))
     learn = text_classifier_learner(dls, None, COMPACT_CLAS|(TINY if a.quick else {}), **kw)
-    return learn,dict(plan=UnfreezeSchedule.gradual(len(learn.model.groups()), 1, 1, lr=4e-3))
+    return learn,dict(plan=UnfreezeSchedule.gradual(len(learn.model.groups()), 1, 1, lr=1e-3))
 
-def figures(a, n):
-    "Losses and times of both learners with `n` processes; 0 trains here"
+def figures(a, n, nudge=0.):
+    "Losses and times of both learners with `n` processes; 0 trains here, weights changed by a share of `nudge` before"
     out = {}
     with tempfile.TemporaryDirectory() as cache:
         for f in (lm,classifier):
             seed_everything(1)
             learn,kw = f(a, cache)
+            for p in learn.model.parameters(): p.data *= 1+nudge*torch.randn_like(p)
             began = time.perf_counter()
             with learn.no_bar(),learn.no_logging():
                 if n: learn.fit_distributed(**kw, n_procs=n, device='cpu', panel=Quiet())
@@ -81,11 +83,12 @@ def interrupts(a):
 def rows(res, a):
     out = []
     for k in ('lm','classifier'):
-        one,two = res['one process'][0][k],res['two processes'][0][k]
+        one,two,near = (res[o][0][k] for o in ('one process','two processes','one process, last digit changed'))
         for what in ('losses','values'):
-            gap = max(abs(x-y) for x,y in zip(one[what], two[what]))
+            gap,floor = (max(abs(x-y) for x,y in zip(one[what], o[what])) for o in (two,near))
             name = 'loss of a step' if what=='losses' else 'loss of the last epoch, training and validation'
-            out.append(line(f'{k}: largest difference in a {name}', gap, None, None, '', 'lower', note=f"{len(one[what])} compared; to reach 0.0001"))
+            note = f'{len(one[what])} compared; to reach 0.0001; weights changed in their last digit, 1e-7, make {floor:.1g}'
+            out.append(line(f'{k}: largest difference in a {name}', gap, None, None, '', 'lower', note=note))
         out.append(line(f'{k}: from the call to the first step', two["first"], None, None, 's', 'lower', note='to reach 20'))
         out.append(line(f'{k}: balance of work', two['balance'], None, None, 'of 1', note='mean over largest time of a process on its own'))
         out.append(line(f'{k}: the whole call', two['seconds'], one['seconds'], one['seconds']/two['seconds'], 's', 'lower', 'one process', 'launch included; short on purpose'))
@@ -96,5 +99,5 @@ def rows(res, a):
 
 if __name__=='__main__':
     assert open_learner # what the processes call
-    jobs = {'one process':lambda a: figures(a, 0), 'two processes':lambda a: figures(a, 2), 'interrupts':interrupts}
+    jobs = {'one process':lambda a: figures(a, 0), 'one process, last digit changed':lambda a: figures(a, 0, 1e-7), 'two processes':lambda a: figures(a, 2), 'interrupts':interrupts}
     run(__file__, parser(__doc__).parse_args(), jobs, rows)
