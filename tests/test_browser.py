@@ -25,7 +25,7 @@ class Small(nn.Module):
         super().__init__()
         self.embed,self.body,self.head = nn.Embedding(20, 8),nn.Linear(8, 8),nn.Linear(8, 2)
     def forward(self, x):
-        time.sleep(.02)
+        time.sleep(.03)
         return self.head(self.body(self.embed(x).mean(1)).relu())
     def groups(self): return [list(o.parameters()) for o in (self.embed,self.body,self.head)]
 
@@ -42,7 +42,9 @@ def small(path):
     x = torch.randint(20, (240, 5))
     ds = list(zip(x, (x[:,0]>9).long()))
     dls = DataLoaders(DataLoader(ds, bs=8, shuffle=True), DataLoader(ds[:80], bs=40))
-    return Learner(dls, Small(), nn.CrossEntropyLoss(), splitter=group_splitter, lr=.01, metrics=accuracy, cbs=Watch(path))
+    learn = Learner(dls, Small(), nn.CrossEntropyLoss(), splitter=group_splitter, lr=.01, metrics=accuracy, cbs=Watch(path))
+    learn.logger = lambda *_: None
+    return learn.remove_cbs([o for o in learn.cbs if o.name=='progress'])
 """
 
 def chromium():
@@ -238,3 +240,69 @@ def test_interrupt_stops_at_a_batch_with_whole_weights(lab, browser):
     b.run(2)
     b.sees('plain done')
     b.shot('plain_2_picture')
+
+@pytest.fixture(scope='module')
+def panels(lab, browser):
+    "The schedule bench, a replay and the layer board, in one notebook"
+    b = Book(lab, browser, 'panels', ["from small import *\nfrom ulmfit_t5.widgets.bench import *\nbench = ScheduleBench(small('bench.jsonl'))\nbench",
+        "from ulmfit_t5.train.events import *\nfrom ulmfit_t5.widgets.replay import *\nlearn = small('log.jsonl')\n"
+        "with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, .05, cbs=RunLog('run.jsonl'))\nReplay('run.jsonl')",
+        "from ulmfit_t5.train.steered import *\nfrom ulmfit_t5.widgets.board import *\nlearn = small('panels.jsonl')\nLayerBoard(learn)", "await learn.steer('fit', 2000)\nprint('over')"])
+    b.run(0)
+    b.out(0).locator('.noUi-handle').first.wait_for(timeout=WAIT)
+    return b
+
+def handle(out, label): return out.locator(f'.widget-slider:has(.widget-label:has-text("{label}")) .noUi-handle')
+def pictures(out): return out.locator('.widget-html').evaluate_all('os => os.map(o => o.innerHTML).join()')
+def changed(out, old): return wait_for(lambda: (new := pictures(out))!=old and new, 20, 'the picture did not change')
+
+def test_drag_a_slider_of_the_schedule_bench(panels):
+    b,out = panels,panels.out(0)
+    out.scroll_into_view_if_needed()
+    old,box = pictures(out),handle(out, 'factor').bounding_box()
+    x,y = box['x']+box['width']/2,box['y']+box['height']/2
+    b.page.mouse.move(x, y)
+    b.page.mouse.down()
+    for i in range(8): b.page.mouse.move(x+5*i, y)
+    b.page.mouse.up()
+    new = changed(out, old)
+    factor = lambda s: re.search(r'factor=([\d.]+)', s)
+    expect(out).to_contain_text(re.compile(r'factor=[\d.]+'), timeout=WAIT)
+    assert factor(out.inner_text())[1]!='2.6' and (factor(old) is None or factor(old)[1]!=factor(new)[1])
+    assert re.findall('<svg.*?</svg>', old, re.S)!=re.findall('<svg.*?</svg>', pictures(out), re.S), 'the code changed and the picture did not'
+    b.shot('panels_1_bench')
+
+def test_replay_by_hand_and_by_itself(panels):
+    b,out = panels,panels.out(1)
+    b.run(1)
+    out.locator('.noUi-handle').first.wait_for(timeout=WAIT)
+    out.scroll_into_view_if_needed()
+    end = pictures(out)
+    out.locator('.noUi-handle').first.focus()
+    b.page.keyboard.press('Home')
+    start = changed(out, end)
+    b.shot('panels_2_replay_start')
+    out.locator('.widget-play button').first.click()
+    changed(out, start)
+    wait_for(lambda: pictures(out)==end, 60, 'the replay did not come to its end')
+    b.shot('panels_3_replay_end')
+
+def test_freeze_on_the_layer_board(panels):
+    b,out = panels,panels.out(2)
+    b.run(2)
+    out.locator('button:has-text("open")').first.wait_for(timeout=WAIT)
+    b.run(3)
+    wait_for(lambda: b.steps()>10, 60, 'the training made no steps')
+    out.locator('button[title^="Freeze or open group 0"]').click()
+    wait_for(lambda: b.lines()[-1]['rates'][0]==0, 20, 'the rate of the group did not go to zero')
+    expect(out.locator('button[title^="Freeze or open group 0"]')).to_contain_text('frozen', timeout=WAIT)
+    n = b.steps()
+    wait_for(lambda: b.steps()>n+5, 20, 'the training did not go on')
+    rows = b.lines()[n-1:]
+    assert all(o['rates'][0]==0 for o in rows) and len({o['sums'][0] for o in rows})==1 and len({o['sums'][2] for o in rows})==len(rows)
+    b.shot('panels_4_board')
+    b.page.keyboard.press('Escape')
+    for _ in 'ii': b.page.keyboard.press('i')
+    expect(b.out(3)).to_contain_text('CancelledError', timeout=WAIT)
+    expect(out.locator('button')).to_have_count(0, timeout=WAIT)
+    b.shot('panels_5_board_picture')

@@ -1,5 +1,5 @@
 "The cockpit without a browser: its state, what its buttons command, what it draws, and that it is silent where nobody looks"
-import asyncio,re,sys,threading,time
+import re,sys,time
 import nbformat,pytest,torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -25,7 +25,8 @@ def learner(delay=0., **kwargs):
     torch.manual_seed(0)
     x = torch.randint(20, (80, 5))
     ds = list(zip(x, (x[:,0]>9).long()))
-    learn = Learner(DataLoaders(DataLoader(ds, bs=8), DataLoader(ds, bs=40)), Small(delay), nn.CrossEntropyLoss(), splitter=group_splitter, lr=.01, metrics=accuracy, **kwargs)
+    dls = DataLoaders(DataLoader(ds, bs=8), DataLoader(ds, bs=40))
+    learn = Learner(dls, Small(delay), nn.CrossEntropyLoss(), splitter=group_splitter, lr=.01, metrics=accuracy, **kwargs)
     learn.logger = lambda *_: None
     learn.remove_cbs([o for o in learn.cbs if o.name=='progress'])
     return learn
