@@ -8,21 +8,21 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/interpret.attention.html.md"""
 __all__ = ['ATTENTION_SIDES', 'TopK', 'attention_weights', 'watch_attention', 'attention_of', 'pack_topk', 'unpack_topk',
            'AttentionView', 'attention_view', 'plot_attention', 'bias_curves', 'plot_bias']
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #03d98b9b
+# %% ../../nbs/api/53_interpret.attention.ipynb #4ed390a3
 import base64,html,json
 from contextlib import contextmanager
 from typing import NamedTuple
 import numpy as np,torch
 from torch import Tensor
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #cb4635dd
+# %% ../../nbs/api/53_interpret.attention.ipynb #c0a3a5b5
 from ..models.attention import Attention,RelativeBias,segments_of
 from ..models.t5 import T5
 from ..pairs import encode_targets
 from ..text2text import Text2TextLearner
 from ..writer import TextWriter
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #71835ab8
+# %% ../../nbs/api/53_interpret.attention.ipynb #e968ae87
 class TopK(NamedTuple):
     "The largest weights of each row, for all layers and heads"
     idx: np.ndarray # (l h q k) keys, int32
@@ -63,7 +63,7 @@ def watch_attention(layers, # `Attention` modules
     finally:
         for h in hooks: h.remove()
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #64d64270
+# %% ../../nbs/api/53_interpret.attention.ipynb #6ed1f2b9
 ATTENTION_SIDES = dict(encoder='encoder looks at the input', decoder='decoder looks at what is written', cross='decoder looks at the input')
 
 def attention_of(model: T5, inputs: Tensor, # (t) ids
@@ -91,7 +91,7 @@ def _watch_all(model, sides, x, y, top):
     with watch_attention(sides['decoder'], top) as dec,watch_attention(sides['cross'], top) as cross: model.decode(start, seg, memory, segments_of(x, model.config.pad_id))
     return dict(encoder=enc, decoder=dec, cross=cross)
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #8dfbbd70
+# %% ../../nbs/api/53_interpret.attention.ipynb #ee34fe3f
 def pack_topk(a: TopK) -> dict: # plain values; `k`, `v` in base64
     "Weights as bytes: 0 to 255 for 0 to 1, keys in two bytes"
     enc = lambda x: base64.b64encode(x.tobytes()).decode()
@@ -102,7 +102,7 @@ def unpack_topk(d: dict) -> TopK: # what `pack_topk` gave
     dec = lambda s,t: np.frombuffer(base64.b64decode(s), t).reshape(d['shape'])
     return TopK(dec(d['k'], '<u2').astype(np.int32), dec(d['v'], np.uint8)/255, d['n'])
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #59d0e2d9
+# %% ../../nbs/api/53_interpret.attention.ipynb #44a6daa6
 _JS = """(()=>{const R=document.currentScript.parentNode,D=JSON.parse(R.querySelector('.u5-data').textContent),$=s=>R.querySelector(s);
 const dec=s=>Uint8Array.from(atob(s),c=>c.charCodeAt(0)),raw={};for(const s in D)raw[s]={k:new Uint16Array(dec(D[s].k).buffer),v:dec(D[s].v),h:D[s].shape};
 const S=$('.u5-side'),L=$('.u5-layer'),H=$('.u5-head'),A=$('.u5-read'),B=$('.u5-wrote');let at=0;
@@ -122,7 +122,7 @@ def _spans(names):
     space = lambda i,o: ' ' if i and (o.startswith(('▁','xx')) or names[i-1].startswith('xx')) else ''
     return ''.join(f'{space(i, o)}<span data-i="{i}" style="padding:1px 0;border-radius:3px{faint(o)}">{html.escape(o.replace("▁", "") or "·")}</span>' for i,o in enumerate(names))
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #b337f6b2
+# %% ../../nbs/api/53_interpret.attention.ipynb #5a0e8e50
 class AttentionView:
     "The largest attention weights of a T5 for one pair of texts; `sides` holds them as `TopK`"
     def __init__(self, sides: dict, # of `attention_of`
@@ -163,7 +163,7 @@ class AttentionView:
             + block('u5-read', 'read', self.read)+block('u5-wrote', 'written', self.wrote)
             + f'<script type="application/json" class="u5-data">{data}</script><script>{_JS}</script></div>')
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #0d536d15
+# %% ../../nbs/api/53_interpret.attention.ipynb #b4eda8cb
 def attention_view(writer: TextWriter, # or a `Text2TextLearner`
     text, # a text, or a row of the task
     target: str|None=None, # an answer; what the model writes by default
@@ -178,7 +178,7 @@ def attention_view(writer: TextWriter, # or a `Text2TextLearner`
     sides = attention_of(writer.model, torch.as_tensor(x, device=writer.device), torch.as_tensor(y, device=writer.device), top)
     return AttentionView(sides, tok.pieces(x), tok.pieces(y), **kwargs)
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #cb9af518
+# %% ../../nbs/api/53_interpret.attention.ipynb #13fd6063
 def plot_attention(v: AttentionView, side: str|None=None, # one of its sides
     layer: int=-1, # from the bottom, or from the top if negative
     head: int|None=None, # None for the mean over heads
@@ -189,7 +189,7 @@ def plot_attention(v: AttentionView, side: str|None=None, # one of its sides
     side = side or v.side
     w = v.sides[side].dense()[layer]
     w,rows,cols = w.mean(0) if head is None else w[head],v.read if side=='encoder' else v.wrote,v.wrote if side=='decoder' else v.read
-    ax = ax or plt.subplots(figsize=(1.6+.25*len(cols),1.2+.25*len(rows)), layout='constrained')[1]
+    ax = ax or plt.subplots(figsize=(max(4., 1.6+.25*len(cols)),max(2.2, 1.2+.25*len(rows))), layout='constrained')[1]
     im = ax.imshow(w, cmap='cividis', vmin=0, vmax=max(w.max(), 1e-6), aspect='auto')
     clean = lambda xs: [o.replace('▁', '') or '▁' for o in xs]
     ax.set(xticks=range(len(cols)), yticks=range(len(rows)), title=f"{ATTENTION_SIDES[side]}, layer {range(len(v.sides[side].idx))[layer]+1}, {'all heads' if head is None else f'head {head+1}'}")
@@ -198,7 +198,7 @@ def plot_attention(v: AttentionView, side: str|None=None, # one of its sides
     ax.figure.colorbar(im, ax=ax, label='weight', pad=.01)
     return ax
 
-# %% ../../nbs/api/53_interpret.attention.ipynb #c6c56aea
+# %% ../../nbs/api/53_interpret.attention.ipynb #ca469c9a
 def bias_curves(bias: RelativeBias, # `model.encoder.bias` or `model.decoder.bias`
     reach: int=128 # greatest distance
 ) -> tuple: # distances (n), biases (h n)

@@ -8,18 +8,18 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/interpret.calibration.html.md"""
 __all__ = ['Reliability', 'answer_confidence', 'reliability', 'fit_temperature', 'Calibration', 'plot_reliability',
            'bake_temperature']
 
-# %% ../../nbs/api/54a_interpret.calibration.ipynb #10368898
+# %% ../../nbs/api/54a_interpret.calibration.ipynb #bc6e10ac
 from typing import NamedTuple
 import numpy as np,torch
 from torch import nn
 from fastcore.basics import patch
 
-# %% ../../nbs/api/54a_interpret.calibration.ipynb #f5bd782b
+# %% ../../nbs/api/54a_interpret.calibration.ipynb #3ee30409
 from ..models.losses import ACTIVATIONS,ClassifierLoss
 from ..inference import TextPredictor
 from .errors import Interpretation
 
-# %% ../../nbs/api/54a_interpret.calibration.ipynb #de38fa4f
+# %% ../../nbs/api/54a_interpret.calibration.ipynb #8758a555
 class Reliability(NamedTuple):
     "Answers in bins of confidence"
     conf: np.ndarray  # (m) mean confidence
@@ -52,7 +52,7 @@ def reliability(conf, # (n) confidence
     keep = np.unique(at)
     return Reliability(*(np.array([f(at==b) for b in keep]) for f in (lambda m: conf[m].mean(), lambda m: right[m].mean(), np.count_nonzero)))
 
-# %% ../../nbs/api/54a_interpret.calibration.ipynb #11b8a3cd
+# %% ../../nbs/api/54a_interpret.calibration.ipynb #0933c092
 def fit_temperature(logits, # (n k) of texts that were not trained on
     targs, # (n) numbers of labels, or (n k) of 0 and 1
     task: str='single', # or 'multi'
@@ -71,7 +71,7 @@ def fit_temperature(logits, # (n k) of texts that were not trained on
     opt.step(closure)
     return float(np.clip(float(log_t.exp().detach().nan_to_num(most)), 1/most, most))
 
-# %% ../../nbs/api/54a_interpret.calibration.ipynb #c0499702
+# %% ../../nbs/api/54a_interpret.calibration.ipynb #ae6d7e57
 class Calibration:
     "A temperature fitted on one set of texts, and how reliable answers were before and after"
     def __init__(self, logits, # (n k) of texts that were not trained on
@@ -94,14 +94,14 @@ class Calibration:
         return (f'temperature {self.T:.2f}: the model is {way}; calibration error {100*self.before.ece:.1f} % before, {100*self.after.ece:.1f} % after, '
             f'loss {self.nll[0]:.3f} before, {self.nll[1]:.3f} after'+(', both on the texts it was fitted on' if self.own else ''))
 
-# %% ../../nbs/api/54a_interpret.calibration.ipynb #fcae6f86
+# %% ../../nbs/api/54a_interpret.calibration.ipynb #c8076fe7
 def plot_reliability(*rs, # `Reliability`
     labels=(), # one for each
     ax=None # matplotlib axes to draw on
 ):
     "Reliability diagram of one or several; returns the axes"
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(4.2,3.8), layout='constrained')[1]
+    ax = ax or plt.subplots(figsize=(5.8,3.6), layout='constrained')[1]
     ax.plot([0,1], [0,1], color='#888888', lw=1, ls=':')
     lo = min(min(r.conf.min(), r.right.min()) for r in rs)
     for r,c,m,ls,l in zip(rs, ('#D55E00','#0072B2','#009E73'), 'so^', ('--','-','-.'), list(labels)+['']*len(rs)):
@@ -112,14 +112,14 @@ def plot_reliability(*rs, # `Reliability`
     ax.set(xlim=(edge,1.01), ylim=(edge,1.02), xlabel='confidence', ylabel='share that is right')
     ax.spines[['top','right']].set_visible(False)
     ax.grid(alpha=.25, lw=.6)
-    ax.legend(frameon=False, fontsize=9, loc='upper left')
+    ax.legend(frameon=False, fontsize=9, loc='center left', bbox_to_anchor=(1.01,.5))
     return ax
 
 @patch
 def plot(self:Calibration, ax=None # matplotlib axes to draw on
 ): return plot_reliability(self.before, self.after, labels=('before',f'T = {self.T:.2f}'), ax=ax)
 
-# %% ../../nbs/api/54a_interpret.calibration.ipynb #63be8f69
+# %% ../../nbs/api/54a_interpret.calibration.ipynb #390b99c2
 def bake_temperature(model: nn.Module, # with a `head` that ends in a linear layer
     T: float
 ):
