@@ -61,7 +61,7 @@ def state_html(train: bool|None # None: some of it trains
 def _cell(trace, row, kind, step, label, colour):
     "A small chart and the value now"
     ys = trace.series(row, kind, step)
-    now = next((v for v in reversed(ys) if v is not None), None)
+    now = next((v for v in reversed(ys[-1:] if kind=='grad' else ys) if v is not None), None)
     if now is None: return '<span style="opacity:.6">–</span>'
     span = (0, 1) if kind=='dead' else (0, trace.most(kind, row[0]) or 1) if kind in ('drift','rate') else None
     words = num(now)
@@ -70,10 +70,11 @@ def _cell(trace, row, kind, step, label, colour):
     return f'<span style="white-space:nowrap">{sparkline(ys, 48, 18, colour, f"{label}, {HEAD[kind]}", span)} {esc(words)}</span>'
 
 def _row(trace, row, name, train, rate, step, indent=0):
-    kinds = 'grad','update','drift','sd','dead'
+    kinds,group = ('grad','update','drift','sd','dead'),row[0]=='group'
     colour = PALETTE[0] if train else '#808080'
     first = f'<span style="padding-left:{indent}px;white-space:nowrap">{name}</span>'
-    r = _cell(trace, row, 'rate', step, 'rate', colour) if row[0]=='group' and trace.upto(step) else esc(num(rate))
+    seen = trace.series(('group',row[1] if group else trace.layers[row[1]][3]), 'rate', step)
+    r = _cell(trace, row, 'rate', step, 'rate', colour) if group and seen else esc(num(seen[-1] if seen else rate))
     return [first,state_html(train),r,*[_cell(trace, row, k, step, row[0]+f' {row[1]}', colour) for k in kinds]]
 
 # %% ../../nbs/api/61a_widgets.trace.ipynb #0a38a2bc
