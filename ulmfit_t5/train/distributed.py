@@ -64,7 +64,9 @@ class Workers:
         return p
     def log(self, rank): return self.folder/f'rank{rank}.log' # what it printed
     def __exit__(self, *args):
-        for p in self.procs: _end(p)
+        for p in self.procs:
+            try: _end(p)
+            except KeyboardInterrupt: _end(p) # somebody is impatient: all the more
         self.line.close()
 
 def _end(p):
