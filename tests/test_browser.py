@@ -79,7 +79,7 @@ def lab():
         (news/'notification.jupyterlab-settings').write_text('{"fetchNews": "false", "checkForUpdates": false}')
         own = {f'JUPYTER{k}_DIR':str(d/v) for k,v in (('_CONFIG','config'),('_RUNTIME','runtime'),('LAB_SETTINGS','settings'),('LAB_WORKSPACES','spaces'))}
         env = {**os.environ, **own, 'IPYTHONDIR':str(d/'ipython'), 'OMP_NUM_THREADS':'1', 'JUPYTER_PLATFORM_DIRS':'1'}
-        args = ['--no-browser',f'--port={port}','--ip=127.0.0.1','--allow-root','--ServerApp.token=','--ServerApp.password=',f'--ServerApp.root_dir={d}']
+        args = ['--no-browser',f'--port={port}','--ip=127.0.0.1','--allow-root','--ServerApp.token=','--ServerApp.password=',f'--ServerApp.root_dir={d}','--ServerApp.disable_check_xsrf=True']
         with open(d/'server.log', 'w') as log: proc = subprocess.Popen([sys.executable,'-m','jupyterlab',*args], cwd=d, env=env, stdout=log, stderr=log)
         try:
             wait_for(lambda: answers(f'http://127.0.0.1:{port}/api', proc), 60, 'JupyterLab did not start')
@@ -241,68 +241,25 @@ def test_interrupt_stops_at_a_batch_with_whole_weights(lab, browser):
     b.sees('plain done')
     b.shot('plain_2_picture')
 
-@pytest.fixture(scope='module')
-def panels(lab, browser):
-    "The schedule bench, a replay and the layer board, in one notebook"
-    b = Book(lab, browser, 'panels', ["from small import *\nfrom ulmfit_t5.widgets.bench import *\nbench = ScheduleBench(small('bench.jsonl'))\nbench",
-        "from ulmfit_t5.train.events import *\nfrom ulmfit_t5.widgets.replay import *\nlearn = small('log.jsonl')\n"
-        "with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, .05, cbs=RunLog('run.jsonl'))\nReplay('run.jsonl')",
-        "from ulmfit_t5.train.steered import *\nfrom ulmfit_t5.widgets.board import *\nlearn = small('panels.jsonl')\nLayerBoard(learn)", "await learn.steer('fit', 2000)\nprint('over')"])
-    b.run(0)
-    b.out(0).locator('.noUi-handle').first.wait_for(timeout=WAIT)
-    return b
-
-def handle(out, label): return out.locator(f'.widget-slider:has(.widget-label:has-text("{label}")) .noUi-handle')
 def pictures(out): return out.locator('.widget-html').evaluate_all('os => os.map(o => o.innerHTML).join()')
-def changed(out, old): return wait_for(lambda: (new := pictures(out))!=old and new, 20, 'the picture did not change')
 
-def test_drag_a_slider_of_the_schedule_bench(panels):
-    b,out = panels,panels.out(0)
-    out.scroll_into_view_if_needed()
-    old,box = pictures(out),handle(out, 'factor').bounding_box()
+def test_drag_a_slider_of_the_schedule_bench(lab, browser):
+    "The picture changes, and the one line of code that makes it"
+    b = Book(lab, browser, 'bench', ["from small import *\nfrom ulmfit_t5.widgets.bench import *\nbench = ScheduleBench(small('bench.jsonl'))\nbench", "print(bench.code)"])
+    b.run(0)
+    out = b.out(0)
+    handle = out.locator('.widget-slider:has(.widget-label:has-text("factor")) .noUi-handle')
+    handle.wait_for(timeout=WAIT)
+    b.shot('bench_1_before')
+    old,box = pictures(out),handle.bounding_box()
     x,y = box['x']+box['width']/2,box['y']+box['height']/2
     b.page.mouse.move(x, y)
     b.page.mouse.down()
     for i in range(8): b.page.mouse.move(x+5*i, y)
     b.page.mouse.up()
-    new = changed(out, old)
-    factor = lambda s: re.search(r'factor=([\d.]+)', s)
-    expect(out).to_contain_text(re.compile(r'factor=[\d.]+'), timeout=WAIT)
-    assert factor(out.inner_text())[1]!='2.6' and (factor(old) is None or factor(old)[1]!=factor(new)[1])
-    assert re.findall('<svg.*?</svg>', old, re.S)!=re.findall('<svg.*?</svg>', pictures(out), re.S), 'the code changed and the picture did not'
-    b.shot('panels_1_bench')
-
-def test_replay_by_hand_and_by_itself(panels):
-    b,out = panels,panels.out(1)
+    wait_for(lambda: re.search(r'factor=(?!2\.6\D)', out.inner_text()), 20, 'the code did not change')
+    wait_for(lambda: re.findall('<svg.*?</svg>', old, re.S)!=re.findall('<svg.*?</svg>', pictures(out), re.S), 20, 'the picture did not change')
     b.run(1)
-    out.locator('.noUi-handle').first.wait_for(timeout=WAIT)
-    out.scroll_into_view_if_needed()
-    end = pictures(out)
-    out.locator('.noUi-handle').first.focus()
-    b.page.keyboard.press('Home')
-    start = changed(out, end)
-    b.shot('panels_2_replay_start')
-    out.locator('.widget-play button').first.click()
-    changed(out, start)
-    wait_for(lambda: pictures(out)==end, 60, 'the replay did not come to its end')
-    b.shot('panels_3_replay_end')
-
-def test_freeze_on_the_layer_board(panels):
-    b,out = panels,panels.out(2)
-    b.run(2)
-    out.locator('button:has-text("open")').first.wait_for(timeout=WAIT)
-    b.run(3)
-    wait_for(lambda: b.steps()>10, 60, 'the training made no steps')
-    out.locator('button[title^="Freeze or open group 0"]').click()
-    wait_for(lambda: b.lines()[-1]['rates'][0]==0, 20, 'the rate of the group did not go to zero')
-    expect(out.locator('button[title^="Freeze or open group 0"]')).to_contain_text('frozen', timeout=WAIT)
-    n = b.steps()
-    wait_for(lambda: b.steps()>n+5, 20, 'the training did not go on')
-    rows = b.lines()[n-1:]
-    assert all(o['rates'][0]==0 for o in rows) and len({o['sums'][0] for o in rows})==1 and len({o['sums'][2] for o in rows})==len(rows)
-    b.shot('panels_4_board')
-    b.page.keyboard.press('Escape')
-    for _ in 'ii': b.page.keyboard.press('i')
-    expect(b.out(3)).to_contain_text('CancelledError', timeout=WAIT)
-    expect(out.locator('button')).to_have_count(0, timeout=WAIT)
-    b.shot('panels_5_board_picture')
+    expect(b.out(1)).to_contain_text(re.compile(r'factor=(?!2\.6\D)[\d.]+'), timeout=WAIT)
+    assert re.search(r'factor=([\d.]+)', b.out(1).inner_text())[0] in out.inner_text()
+    b.shot('bench_2_dragged')

@@ -86,7 +86,9 @@ def _reset(s, group:int):
 
 # %% ../../nbs/api/35b_train.commands.ipynb #9c871a88
 @command
-def _save(s, name:str='saved'):
+def _save(s, name:str|None=None):
+    "Keep a point, named after the step if it has no name"
+    name = name or f'step {s.steps_done}'
     point = dict(learner=learner_state(s.learn), held=s.held())
     if s.folder: save_state(_point_path(s, name), point)
     s.points.pop(name, None)
@@ -98,7 +100,9 @@ def _point_path(s, name):
     return Path(s.folder)/name
 
 @command
-def _rollback(s, name:str='saved'):
+def _rollback(s, name:str|None=None):
+    "Go back to a point, to the latest if none is named"
+    name = name or next(reversed(s.points), 'latest')
     on_disk = s.folder and _point_path(s, name).is_dir()
     if name not in s.points and not on_disk: raise KeyError(f"there is no saved point {name!r}: there are {', '.join(s.points) or 'none'}")
     point = deepcopy(s.points[name]) if name in s.points else load_state(_point_path(s, name))

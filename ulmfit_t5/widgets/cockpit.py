@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/widgets.cockpit.html.md"""
 __all__ = ['GroupRow', 'Controls', 'Cockpit']
 
 # %% ../../nbs/api/64_widgets.cockpit.ipynb #69b5c863
-import ipywidgets as W
+import time,ipywidgets as W
 from fastcore.basics import patch
 from fastai.learner import Learner
 
@@ -67,11 +67,11 @@ class Controls:
         self.points = W.Dropdown(options=[], layout=W.Layout(width='150px'), tooltip='Saved point to roll back to')
         self.save = _button('Save now', 'Keep weights and optimizer state of this step, in memory', self._save)
         self.back = _button('Roll back', 'Put the weights and optimizer state of the chosen point back', self._back)
-        self.step,self.note = 0,W.HTML()
+        self.note = W.HTML()
         rows = W.VBox([o.box for o in reversed(self.groups)], layout=W.Layout(max_height='330px', overflow='auto'))
         self.box = W.VBox([W.HBox(list(self.run.values())), rows, W.HBox([self.save, self.points, self.back]), self.note])
 
-    def _save(self): return self.do('save', name=f'step {self.step}')
+    def _save(self): return self.do('save')
     def _back(self): return self.points.value and self.do('rollback', name=self.points.value)
 
     def buttons(self):
@@ -84,7 +84,7 @@ class Controls:
         deaf:bool # does it hold the thread that hears clicks?
     ):
         "Show how things are"
-        self.step,paused = r.step,r.status=='paused'
+        paused = r.status=='paused'
         for o in self.groups: o.update(r.frozen[o.i], r.rates[o.i], o.i in held['opens'] or o.i in held['lrs'])
         if list(self.points.options)!=r.points: self.points.options,self.points.value = r.points,r.points[-1] if r.points else None
         off = dict(pause=not training or paused, resume=not paused, step=not training, stop_epoch=not training, stop=not training)
@@ -106,9 +106,10 @@ class Cockpit:
     "Watch and steer the fits of a learner: `do` gives a command, `read` holds what is shown, `picture()` is what stays"
     def __init__(self,
         learn, # any fastai Learner
-        every:float=.5 # seconds between two updates of the screen
+        every:float=.5, # seconds between two updates of the screen, at least
+        share:float=.015 # of the time that drawing may take, at most: on a slow machine updates come less often
     ):
-        self.learn,self.steer = learn,steering(learn)
+        self.learn,self.steer,self.every,self.share = learn,steering(learn),every,share
         learn.remove_cb(Gauges)
         self.gauges = Gauges(self.told, every)
         learn.add_cb(self.gauges)
@@ -189,12 +190,20 @@ def draw(self:Cockpit):
     self.low.value = Picture(self.chart()).live()
 
 @patch
+def paced(self:Cockpit, f):
+    "Do `f`, and let the next update wait for as long as its cost asks"
+    start = time.perf_counter()
+    f()
+    self.gauges.every = max(self.every, min(5., (time.perf_counter()-start)/self.share))
+
+# %% ../../nbs/api/64_widgets.cockpit.ipynb #0dc793e1
+@patch
 def refresh(self:Cockpit):
     "Draw anew, on the panel's thread; the widget comes when a training begins, the picture when it has ended in the background"
     if self.live.id is None: return self.sync()
     running = self.steer.running
     if running: self.live.wake()
-    if self.live.now is not None: self.draw()
+    if self.live.now is not None: self.paced(self.draw)
     self.live.rest()
 
 @patch
