@@ -27,6 +27,7 @@ from ulmfit_t5.models.heads import *
 from ulmfit_t5.models.checkpoint import *
 from ulmfit_t5.models.fastai_weights import *
 from ulmfit_t5.models.t5 import *
+from ulmfit_t5.models.packed import *
 from ulmfit_t5.models.hf_t5 import *
 from ulmfit_t5.train.schedules import *
 from ulmfit_t5.train.groups import *

@@ -194,10 +194,10 @@ def denoising_loaders(texts, # list of texts, or a `Corpus`
     return dls
 
 def _saved_tokenizer(pretrained):
-    "The tokenizer of a saved or bundled model of ours, or None"
+    "The tokenizer of a saved or bundled model, ours or of transformers, or None"
     if not isinstance(pretrained, (str,Path)) or str(pretrained) in T5_SIZES: return None
     p = model_path(pretrained)
-    return load_tokenizer(p) if (p/'manifest.json').is_file() else None
+    return load_tokenizer(p) if (p/'config.json').is_file() else None
 
 def span_corruption_learner(texts, # list of texts, or a `Corpus`
     pretrained=None, # as for `text2text_learner`; None starts the compact size from scratch

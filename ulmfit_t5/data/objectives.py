@@ -39,7 +39,8 @@ class SpecialIds:
         "Those of `tok`; `vocab_sz` is then what a model's embedding needs"
         at = {p:i for i,p in enumerate(tok.vocab) if p.startswith('<extra_id_')}
         ids = [at[f'<extra_id_{k}>'] for k in range(len(at))] if at else n
-        return cls(len(tok)+(0 if at else n), ids, tok.eos_id, tok.pad_id)
+        first = len(SPECIALS) if tok.vocab[tok.pad_id]==SPECIALS[PAD_ID] else 1+max(tok.pad_id, tok.eos_id, getattr(tok, 'unk_id', 0))
+        return cls(len(tok)+(0 if at else n), ids, tok.eos_id, tok.pad_id, first)
     @cached_property
     def ordinary(self): return np.setdiff1d(np.arange(self.first, self.vocab_sz), self.sentinels)
     @cached_property
