@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/interpret.attribution.html.md"""
 __all__ = ['ATTRIBUTIONS', 'BASELINES', 'feed_vectors', 'Probe', 'Shares', 'integrated_gradients', 'input_x_gradient',
            'baseline_rows', 'classifier_probe', 't5_probe', 'Attribution', 'explain_classifier', 'explain_t5']
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #0852635c
+# %% ../../nbs/api/51_interpret.attribution.ipynb #b22dd3d8
 import html
 from contextlib import ExitStack,contextmanager
 from dataclasses import dataclass,field
@@ -17,7 +17,7 @@ import numpy as np,torch,torch.nn.functional as F
 from torch import nn,Tensor
 from fastcore.basics import patch
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #25b1d076
+# %% ../../nbs/api/51_interpret.attribution.ipynb #90283203
 from .words import *
 from ..models.heads import BiClassifier,DocumentEncoder
 from ..models.t5 import T5
@@ -27,7 +27,7 @@ from ..pairs import encode_targets
 from ..writer import TextWriter
 from ..text2text import Text2TextLearner
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #a9e55a48
+# %% ../../nbs/api/51_interpret.attribution.ipynb #a3814c4d
 @contextmanager
 def feed_vectors(embed: nn.Embedding, # of a model
     rows: Tensor # (n d) vectors that the ids from `embed.num_embeddings` on stand for
@@ -45,7 +45,7 @@ def feed_vectors(embed: nn.Embedding, # of a model
     finally:
         for h in hooks: h.remove()
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #9449fb79
+# %% ../../nbs/api/51_interpret.attribution.ipynb #6cd56e1d
 class Probe(NamedTuple):
     "Numbers that a model makes of a text, as a function of the vectors it reads"
     f: Callable   # ids (n t) -> (n k)
@@ -80,7 +80,7 @@ def _at(p: Probe, alphas, grad=True):
     if not grad: return out.detach(),None
     return out.detach(),[torch.autograd.grad(out[:,k].sum(), rows, retain_graph=k<out.shape[1]-1) for k in range(out.shape[1])]
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #c47e0ab9
+# %% ../../nbs/api/51_interpret.attribution.ipynb #402814dc
 class Shares(NamedTuple):
     "What each token adds to each number"
     scores: np.ndarray # (t k)
@@ -94,7 +94,7 @@ def _ends(p):
 
 def integrated_gradients(p: Probe, # what is asked
     steps: int=16, # points of the integral to begin with
-    tol: float=.02, # share of the change that may be missing
+    tol: float=.02, # share that may be missing, of the change, or of a tenth of all shares where they cancel each other
     most: int=128, # points at which to give up
     at_once: int=4096 # tokens in a call
 ) -> Shares:
@@ -109,10 +109,10 @@ def integrated_gradients(p: Probe, # what is asked
                 for g1 in gs], 1)
     s = total.cpu().numpy() # (t k)
     gap = value-base-s.sum(0)
-    if 2*steps<=most and (abs(gap)>tol*np.maximum(abs(value-base), .1)).any(): return integrated_gradients(p, 2*steps, tol, most, at_once)
+    if 2*steps<=most and (abs(gap)>tol*np.maximum(abs(value-base), .1*abs(s).sum(0)+.01)).any(): return integrated_gradients(p, 2*steps, tol, most, at_once)
     return Shares(s, value, base, gap, steps)
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #aeeb0ee3
+# %% ../../nbs/api/51_interpret.attribution.ipynb #2e013e8a
 def input_x_gradient(p: Probe # what is asked
 ) -> Shares:
     "Shares to first order, with one backward pass; they need not sum to anything"
@@ -123,7 +123,7 @@ def input_x_gradient(p: Probe # what is asked
 
 ATTRIBUTIONS = dict(integrated_gradients=integrated_gradients, input_x_gradient=input_x_gradient)
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #bed57c29
+# %% ../../nbs/api/51_interpret.attribution.ipynb #80d814a8
 BASELINES = ('zero','unk','mean')
 
 def baseline_rows(embed: nn.Embedding, ids: Tensor, # (t)
@@ -141,7 +141,7 @@ def _window_start(m: DocumentEncoder, t: int) -> int:
     "First token that gradients reach (BPT3C pools and differentiates the last `max_len` tokens)"
     return max(0, -(-t//m.bptt)-(-(-m.max_len//m.bptt)))*m.bptt
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #71076d36
+# %% ../../nbs/api/51_interpret.attribution.ipynb #3ba32823
 def _log_odds(z, y, task):
     if task!='single': return z[:,y:y+1]
     rest = torch.arange(z.shape[1], device=z.device)!=y
@@ -165,7 +165,7 @@ def classifier_probe(pred: TextPredictor, # a classifier, forward, backward or b
         bases.append(baseline_rows(m.encoder.embed, ids, out|(ids<n_special)&(ids!=pred.tok.unk_id), baseline, pred.tok.unk_id))
     return Probe(lambda x: _log_odds(model(x), target, pred.task), ids, [m.encoder.embed for m,_ in ways], bases, model)
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #140c8df3
+# %% ../../nbs/api/51_interpret.attribution.ipynb #536e9065
 def t5_probe(model: T5, ids: Tensor, # (t) of the input
     targets: Tensor, # (u) of the answer
     keep: Tensor, # (t) True where a token stays
@@ -181,7 +181,7 @@ def t5_probe(model: T5, ids: Tensor, # (t) of the input
         return model.logits(h).float().log_softmax(-1).gather(-1, y[...,None])[...,0]
     return Probe(f, ids, [model.embed], [baseline_rows(model.embed, ids, keep, baseline, unk_id)], model)
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #8477848f
+# %% ../../nbs/api/51_interpret.attribution.ipynb #b65f3bf6
 @dataclass
 class Attribution:
     "Shares of the words of a text in an answer; a picture in a notebook, a list when printed"
@@ -204,7 +204,7 @@ class Attribution:
         return [(self.words[i],float(self.total[i])) for i in np.argsort(-abs(self.total), kind='stable')[:k]]
     def _line(self):
         say = f'{self.unit} {self.value:.2f}; the empty text has {self.base:.2f}'
-        return say+(f', the words make the difference of {self.value-self.base:+.2f}' if abs(self.gap)<=.05*max(abs(self.value-self.base), .1) else
+        return say+(f', the words make the difference of {self.value-self.base:+.2f}' if abs(self.gap)<=.05*max(abs(self.value-self.base), .1*abs(self.scores).sum()+.01) else
             f' and the shares sum to {self.total.sum():+.2f}')
     def text_html(self) -> str: return coloured(list(zip(self.words, self.total)))
     def __str__(self): return f"{self.answer}: {self._line()}\n"+'\n'.join(f'{s:+8.3f}  {w}' for w,s in self.top(8))
@@ -214,14 +214,14 @@ class Attribution:
         foot = f'<div style="font-size:.8em;opacity:.75">{html.escape(self.note)}</div>' if self.note else ''
         return f'<div style="max-width:60em;margin:.4em 0">{head}<div>{self.text_html()}</div>{foot}</div>'
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #1b8b8038
+# %% ../../nbs/api/51_interpret.attribution.ipynb #d9c37f67
 def _attribution(p, tok, names, method, unit, reverse=False, **kwargs):
     if method not in ATTRIBUTIONS: raise ValueError(f"method={method!r} is not known: choose one of {', '.join(ATTRIBUTIONS)}")
     s,ids = ATTRIBUTIONS[method](p, **kwargs),p.ids.cpu().numpy()
     scores,ids = (s.scores[::-1],ids[::-1]) if reverse else (s.scores,ids)
     groups = word_groups(tok, ids)
     pieces = [(tok.vocab[int(i)] if int(i)<len(tok.vocab) else f'<{int(i)}>',o) for i,o in zip(ids, scores)]
-    off = abs(s.gap.sum())>.05*max(abs((s.value-s.base).sum()), .1)
+    off = abs(s.gap.sum())>.05*max(abs((s.value-s.base).sum()), .1*abs(s.scores).sum()+.01)
     note = f'{s.steps} points of the integral are too few: {s.gap.sum():+.3g} is missing' if off and method=='integrated_gradients' else ''
     sums = [float(o.sum()) for o in (s.value,s.base,s.gap)]
     return Attribution([w for w,_ in groups], np.stack([scores[g].sum(0) for _,g in groups]), names, *sums, unit, method, pieces, note)
@@ -246,7 +246,7 @@ def explain_classifier(pred: TextPredictor, text: str,
     if far: res.note = (f'{res.note}; ' if res.note else '')+f'{far} tokens lie before the window of {docs[0].max_len} tokens that is pooled{each}: they are read but not explained'
     return res
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #09a11e15
+# %% ../../nbs/api/51_interpret.attribution.ipynb #132f2939
 def explain_t5(writer: TextWriter, text, # a text, or a row of the task
     target: str|None=None, # an answer to ask about; what the model writes by default
     method: str='integrated_gradients', # a key of `ATTRIBUTIONS`
@@ -262,7 +262,7 @@ def explain_t5(writer: TextWriter, text, # a text, or a row of the task
     names = [o.replace('▁', '') or '▁' for o in writer.tok.pieces(y.tolist())]
     return _attribution(t5_probe(writer.model, ids, y, keep, baseline, writer.tok.unk_id), writer.tok, names, method, 'log-probability', **kwargs)
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #d3567d4a
+# %% ../../nbs/api/51_interpret.attribution.ipynb #90635c88
 @patch
 def explain(self:TextPredictor|TextWriter|ClassifierLearner|Text2TextLearner, text, # a text; for a T5 also a row of its task
     target=None, # a label, or the text of an answer; what the model answers by default
@@ -273,7 +273,7 @@ def explain(self:TextPredictor|TextWriter|ClassifierLearner|Text2TextLearner, te
     if isinstance(self, Text2TextLearner): self = self.writer()
     return (explain_t5 if isinstance(self, TextWriter) else explain_classifier)(self, text, target, **kwargs)
 
-# %% ../../nbs/api/51_interpret.attribution.ipynb #1d91bf41
+# %% ../../nbs/api/51_interpret.attribution.ipynb #15ede4f2
 @patch
 def plot(self:Attribution, ax=None # matplotlib axes to draw on
 ):
