@@ -155,7 +155,7 @@ def picture(self:Cockpit) -> Picture:
     "What stays when the widget is gone"
     self.sync()
     r = self.read
-    said = '; '.join(f"step {o['step']}: {o['command'].replace('_', ' ')} {' '.join(map(str, o['args'].values()))}" for o in self.steer.log[-12:])
+    said = '; '.join(f"step {o['step']}: {o['command'].replace('_', ' ')} {' '.join(map(str, o['args'].values()))}".strip() for o in self.steer.log[-12:])
     log = f'<div style="color:var(--u5-mute)">Commands: {esc(said)}</div>' if said else ''
     text = f"{r.status}, step {r.step}, loss {num(r.loss)}"
     return Picture(dials(r)+self.chart()+(groups_table(r) if r.names else '')+log, 'Training cockpit', text)

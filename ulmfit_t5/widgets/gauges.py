@@ -151,7 +151,7 @@ def after_epoch(self:Gauges):
 def after_fit(self:Gauges):
     if not self.on or self.steer.active: return
     self.on = False
-    self.tick('stopped' if self.steer.stopped else 'ended')
+    self.tick('stopped' if self.steer.stopped or self.steer.ending else 'ended')
 
 # %% ../../nbs/api/63b_widgets.gauges.ipynb #9e98f7fe
 @patch
@@ -207,14 +207,14 @@ def _words(e):
     args = ' '.join(f'{v:g}' if isinstance(v, float) else f'{v}' for v in e['args'].values())
     return f"{e['command'].replace('_', ' ')} {args}".strip()
 
-QUIET = {'pause','resume','step','save'}
+QUIET = {'pause','resume','step','save','stop','stop_epoch'}
 
 def _marks(log, n=4):
     "The last few changes of the model or its rates, those of one step together"
     at = {}
     for o in log:
         if o['command'] not in QUIET: at.setdefault(o['step'], []).append(_words(o))
-    return [(k,', '.join(v)) for k,v in list(at.items())[-n:]]
+    return [(k,chr(97+i),', '.join(v)) for i,(k,v) in enumerate(list(at.items())[-n:])]
 
 # %% ../../nbs/api/63b_widgets.gauges.ipynb #4b3a8982
 def _decades(ys): # do rates spread so far that a logarithm is needed?
@@ -223,7 +223,8 @@ def _decades(ys): # do rates spread so far that a logarithm is needed?
 
 def curves(g:Gauges, width:int=395, height:int=185) -> str: # HTML
     "Losses and rates over steps"
-    marks = g.marks+_marks(g.steer.log) if g.steer else []
+    said = _marks(g.steer.log) if g.steer else []
+    marks = g.marks+[(k,a) for k,a,_ in said]
     loss,(xs,ys) = {'training':g.loss.xy},g.rates.xy
     if g.valid[0]: loss['validation'] = g.valid
     names = [f'{i} {o}' for i,o in enumerate(g.read.names)]
@@ -233,8 +234,9 @@ def curves(g:Gauges, width:int=395, height:int=185) -> str: # HTML
     ids = list(reversed(range(len(names))))
     left = line_chart(loss, 'losses', y='loss', marks=marks, width=width, height=height, x_range=span)
     if not rates: return row(left)
+    below = '; '.join(f'{a}: {w}, from step {k}' for k,a,w in said)
     return row(left, line_chart(rates, 'rate of each group', y='rate', log=log, marks=marks, width=width, height=height, x_range=span,
-        y_range=None if log or not top else (0,top*1.05), colours=ids))
+        y_range=None if log or not top else (0,top*1.05), colours=ids))+(f'<div style="color:var(--u5-mute)">{esc(below)}</div>' if below else '')
 
 def groups_table(r:Readings) -> str: # HTML
     "Groups, top first: open or frozen, and the rate"
