@@ -201,7 +201,7 @@ class Launch:
     def __init__(self, learn, folder, n, device, panel, began):
         self.learn,self.folder,self.n,self.device,self.panel,self.began = learn,folder,n,device,panel,began
         self.report = learn.distributed = dict(n_procs=n, device=device, ranks={}, first_step=None, steps=0, tokens=[0.]*n, own=[0.]*n,
-            seconds=None, stopped=False)
+            seconds=None, stopped=False, failed=False)
     def go(self, grace):
         with Workers(self.n, self.folder, self.device) as ws:
             self.panel.ask = lambda: self._ask(ws)
@@ -209,6 +209,9 @@ class Launch:
                 try: self._hear(ws.messages())
                 except KeyboardInterrupt:
                     self._stop(ws, grace)
+                    raise
+                except WorkerError:
+                    self.report['failed'] = True
                     raise
             finally: self._finish()
     def _hear(self, messages):
@@ -257,6 +260,6 @@ def summary(self:Launch) -> str:
     r = self.report
     where = f"{self.n} {'GPU' if self.device=='cuda' else 'CPU process'}{('es' if self.device=='cpu' else 's')*(self.n>1)}"
     if r['first_step'] is None: return f'{where}: ended after {r["seconds"]:.1f} s, before the first step'
-    speed,end = sum(r['tokens'])/max(r['seconds']-r['first_step'], 1e-9),'stopped' if r['stopped'] else 'done'
+    speed,end = sum(r['tokens'])/max(r['seconds']-r['first_step'], 1e-9),'failed' if r['failed'] else 'stopped' if r['stopped'] else 'done'
     return (f'{where}: {end} after {r["steps"]:,} steps in {r["seconds"]:.1f} s, the first after {r["first_step"]:.1f} s; '
         f'{human(speed)} tokens/s; balance of work {r["balance"]:.3f}')

@@ -12,6 +12,7 @@ __all__ = ['join_group', 'total', 'SumOver', 'SyncedNorm', 'synced_norms', 'Seen
 import gc,os,time
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 import torch,torch.distributed as dist
 from fastai.callback.core import CancelFitException
 from fastai.callback.progress import ProgressCallback
@@ -165,6 +166,7 @@ class EvenTrainer(DistributedTrainer):
         self._see_through()
     def _agree(self):
         "Orders follow from the seeds of the first process, and a budget of time is read off its clock"
+        if any(hasattr(o, 'make_plan') for o in self.dls): import_module('ulmfit_t5.data.sharding') # gives loaders of this library `shard`
         for dl in self.dls:
             if hasattr(dl, 'shard'): dl.seed = int(Share(seed=dl.seed).seed[0])
         if hasattr(self.learn, 'time_budget'): self.learn.time_budget.clock = lambda: float(Share(t=time.monotonic()).t[0])
