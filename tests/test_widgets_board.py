@@ -46,7 +46,7 @@ def test_a_click_freezes_before_the_next_batch():
     board.widget()
     seen = {}
     def click(learn):
-        t = threading.Thread(target=lambda: setattr(group(board, 1)['on'], 'value', False))
+        t = threading.Thread(target=group(board, 1)['on'].click)
         t.start()
         t.join()
     keep = lambda k: lambda learn: seen.setdefault(k, (weights(learn), [h['lr'] for h in learn.opt.hypers]))
@@ -67,7 +67,7 @@ def test_awaited_training_hears_the_board():
         board.view.draw = lambda: (drawn.add(threading.current_thread()), draw())
         run = learn.steer('fit', 3, .01)
         while learn.steering.steps_done<20: await asyncio.sleep(.005)
-        group(board, 0)['on'].value = False
+        group(board, 0)['on'].click()
         group(board, 2)['rate'].value = '0.002'
         await run
         await asyncio.sleep(.05)
@@ -83,7 +83,7 @@ def test_controls_say_what_they_do():
     board.widget()
     names = {k:[l[k].tooltip for l in board.view.lines] for k in ('on','rate','back','more')}
     assert all('group' in t and t for ts in names.values() for t in ts) and len({t for ts in names.values() for t in ts})==12
-    assert [type(board.view.lines[0][k]).__name__ for k in ('on','rate','back','more')]==['ToggleButton','Text','Button','ToggleButton']
+    assert [type(board.view.lines[0][k]).__name__ for k in ('on','rate','back','more')]==['Button','Text','Button','ToggleButton']
     assert 'role="status"' in board.view.said.value
 
 def test_schedule_moves_the_switches():
@@ -92,7 +92,7 @@ def test_schedule_moves_the_switches():
     board = LayerBoard(learn, every=1)
     board.widget()
     seen = []
-    look = lambda learn: (board.refresh(force=True), seen.append([group(board, g)['on'].value for g in range(3)]))
+    look = lambda learn: (board.refresh(force=True), seen.append([group(board, g)['on'].description=='open' for g in range(3)]))
     board.freeze(1)
     learn.fit_unfreeze(UnfreezeSchedule.gradual(3, 1, 1, lr=.01), cbs=At({2:look, 8:look, 14:look}))
     assert seen==[[False,False,True],[False,False,True],[True,False,True]] and [o['command'] for o in board.steer.log]==['freeze']
@@ -114,7 +114,7 @@ def test_wrong_entries_are_told():
 def test_an_emptied_rate_leaves_the_freeze():
     board = LayerBoard(make())
     board.widget()
-    group(board, 0)['on'].value = False
+    group(board, 0)['on'].click()
     group(board, 0)['rate'].value = '.1'
     group(board, 0)['rate'].value = ''
     assert board.steer.opens=={0:False} and board.steer.lrs=={}

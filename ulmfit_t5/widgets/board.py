@@ -175,11 +175,11 @@ def _line(self:BoardView, w, lay, g):
     "Controls of one group"
     b,name = self.board,f'group {g}, {self.board.trace.names[g]}'
     label = w.HTML(f'<b>{g}</b> {esc(b.trace.names[g])}', layout=lay('170px'))
-    on = w.ToggleButton(tooltip=f'Freeze or open {name}', layout=lay('90px'))
+    on = w.Button(tooltip=f'Freeze or open {name}', layout=lay('90px'))
     rate = w.Text(continuous_update=False, description='rate', style=dict(description_width='34px'), layout=lay('150px'), tooltip=f'Rate of {name}: a number holds it, empty gives it back')
     back = w.Button(description='reset', tooltip=f'Put {name} back to its pretrained weights', layout=lay('80px'))
     more = w.ToggleButton(description='layers', tooltip=f'Show the layers of {name}', layout=lay('80px'))
-    on.observe(lambda c: self._act(b.thaw if c['new'] else b.freeze, g), 'value')
+    on.on_click(lambda _: self._act(b.thaw if b.steer.frozen[g] else b.freeze, g))
     rate.observe(lambda c: self._on_rate(g, c['new']), 'value')
     back.on_click(lambda _: self._act(b.reset, g))
     more.observe(lambda c: self._act(b.open, g, c['new']), 'value')
@@ -229,7 +229,7 @@ def draw(self:BoardView, final=False):
     try:
         for l in self.lines:
             train,held = not b.steer.frozen[l['g']],b.steer.opens.get(l['g']) is not None
-            l['on'].value,l['on'].description,l['on'].button_style = train,'open' if train else 'frozen','info' if train else ''
+            l['on'].description,l['on'].button_style = ('open','info') if train else ('frozen','')
             l['rate'].placeholder,l['more'].value = num(float(b.steer.rates[l['g']])),l['g'] in b.opened
             l['on'].icon = 'hand-paper' if held else ''
     finally: self.syncing = False

@@ -151,9 +151,11 @@ def line_chart(series: dict, # name to values, or to a pair (places, values)
     f = _Frame(xy, width, height, log, x_range, y_range, len(keys))
     n,out = list(colours or range(len(names))),[f.draw(x, y)]
     look = lambda i: f"stroke='{PALETTE[n[i]%6]}' stroke-dasharray='{DASHES[n[i]%6%4] if n[i]<6 else DASHES[(n[i]+1)%4]}'"
-    for at,words in marks:
+    ends = -99.
+    for at,words in marks: # a text that would stand on another one shows under the mouse only
+        said,ends = (words,f.sx(at)+6*len(words)) if f.sx(at)>ends else ('',ends)
         out.append(f"<path d='M{f.sx(at):.1f} {f.box[1]}V{f.box[3]}' stroke='#888' stroke-dasharray='3 3'><title>{esc(words)}</title></path>"
-            f"<text x='{f.sx(at)+3:.1f}' y='{f.box[1]+9}' fill='{MUTE}' font-size='10' style='fill:var(--u5-mute,{MUTE})'>{esc(words)}</text>")
+            f"<text x='{f.sx(at)+3:.1f}' y='{f.box[1]+9}' fill='{MUTE}' font-size='10' style='fill:var(--u5-mute,{MUTE})'>{esc(said)}</text>")
     for i,(xs,ys) in enumerate(xy):
         d = _points(*thin(xs, np.where(ys>0, ys, np.nan) if log else ys, f.box[2]-f.box[0]), f.sx, f.sy)
         out.append(f"<path d='{d}' fill='none' {look(i)} stroke-width='1.6' stroke-linejoin='round'><title>{esc(names[i])}</title></path>")
