@@ -44,7 +44,7 @@ from ulmfit_t5.train.events import *
 from ulmfit_t5.train.steer import *
 from ulmfit_t5.train.steered import *
 from ulmfit_t5.train.lr_find import *
-from ulmfit_t5.train.distributed import *
+from ulmfit_t5.train.distributed import WorkerError,launched
 from ulmfit_t5.artefacts import *
 from ulmfit_t5.inference import *
 from ulmfit_t5.metrics import *
@@ -56,6 +56,8 @@ from ulmfit_t5.pretrain_t5 import *
 from ulmfit_t5.pairs import *
 from ulmfit_t5.writer import *
 from ulmfit_t5.text2text import *
+from ulmfit_t5.portable import open_learner
+import ulmfit_t5.data.sharding # loaders know how to share a batch among processes
 from ulmfit_t5.interpret.attribution import *
 from ulmfit_t5.interpret.states import *
 from ulmfit_t5.interpret.attention import *
@@ -66,5 +68,5 @@ from ulmfit_t5.widgets.board import *
 from ulmfit_t5.widgets.replay import *
 from ulmfit_t5.widgets.cockpit import *
 from ulmfit_t5.widgets.bench import *
-from ulmfit_t5.widgets.distributed import *
+from ulmfit_t5.widgets.distributed import DistributedPanel
 import fastai.callback.all # progress bars, lr_find, fine_tune, fit_one_cycle
