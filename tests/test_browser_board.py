@@ -54,7 +54,7 @@ def test_the_keyboard_is_enough(board):
 
 def test_the_picture_takes_its_place_and_stays(board):
     b = board
-    b.page.keyboard.press('Escape')
+    b.page.locator('.jp-Notebook .jp-Cell').nth(1).locator('.jp-InputPrompt').click() # out of the field, so that keys are the notebook's
     for _ in 'ii': b.page.keyboard.press('i')
     expect(b.out(0).locator('button.jupyter-button')).to_have_count(0, timeout=WAIT)
     expect(b.out(0)).to_contain_text('Layers of Small, after step', timeout=WAIT)
