@@ -39,11 +39,11 @@ from ulmfit_t5.train.callbacks import *
 from ulmfit_t5.train.record import *
 from ulmfit_t5.train.state import *
 from ulmfit_t5.train.resume import *
-from ulmfit_t5.train.layer_stats import *
-from ulmfit_t5.train.events import *
-from ulmfit_t5.train.steer import *
+from ulmfit_t5.train.layer_stats import LayerStats,layer_stats
+from ulmfit_t5.train.events import RunLog,read_log
+from ulmfit_t5.train.steer import Steering,steering
 from ulmfit_t5.train.steered import *
-from ulmfit_t5.train.lr_find import *
+from ulmfit_t5.train.lr_find import search_rate
 from ulmfit_t5.train.distributed import WorkerError,launched
 from ulmfit_t5.artefacts import *
 from ulmfit_t5.inference import *
@@ -64,9 +64,10 @@ from ulmfit_t5.interpret.attention import *
 from ulmfit_t5.interpret.embeddings import *
 from ulmfit_t5.interpret.errors import *
 from ulmfit_t5.interpret.calibration import *
-from ulmfit_t5.widgets.board import *
-from ulmfit_t5.widgets.replay import *
-from ulmfit_t5.widgets.cockpit import *
-from ulmfit_t5.widgets.bench import *
+from ulmfit_t5.widgets.page import Picture
+from ulmfit_t5.widgets.board import LayerBoard
+from ulmfit_t5.widgets.replay import Replay
+from ulmfit_t5.widgets.cockpit import Cockpit
+from ulmfit_t5.widgets.bench import ScheduleBench
 from ulmfit_t5.widgets.distributed import DistributedPanel
 import fastai.callback.all # progress bars, lr_find, fine_tune, fit_one_cycle
