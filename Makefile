@@ -39,7 +39,7 @@ demo: $(STAMP) ## fine-tune the bundled model into a classifier, test, save, rel
 	@$(BIN)/ulmfit_t5 demo $(ARGS)
 
 test: $(STAMP) ## run all tests (tutorials shortened)
-	@$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 $(ARGS)
 
 lessons: $(STAMP) ## run every tutorial whole
 	@ULMFIT_T5_LESSON=full $(BIN)/python -m pytest tests/test_tutorials.py -v --durations=0 $(ARGS)

@@ -18,6 +18,18 @@ def pytest_configure(config):
     os.environ.setdefault('ULMFIT_T5_LESSON', 'short')
     if n:=int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 0)): os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//n))) # cores are shared
 
+ALONE = 'test_notebooks.py','test_tutorials.py','test_benchmarks.py' # tests that start a process of their own, in any order
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "A file to a process, so that its fixtures are made once; files of `ALONE` test by test; all that drive a browser together"
+    from xdist.scheduler import LoadScopeScheduling
+    class Spread(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            name = nodeid.split('::')[0].rsplit('/', 1)[-1]
+            return 'browser' if name.startswith('test_browser') else nodeid if name in ALONE else name
+    return Spread(config, log)
+
 def pytest_unconfigure(config): shutil.rmtree(config._ulmfit_cache, ignore_errors=True)
 
 def pytest_collection_modifyitems(config, items):

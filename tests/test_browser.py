@@ -5,7 +5,6 @@ import nbformat,psutil,pytest
 from playwright.sync_api import expect,sync_playwright
 from conftest import root
 
-pytestmark = pytest.mark.xdist_group('browser') # one server for all of them
 WAIT,shots = 200_000,root/'build'/'browser'
 SLOW = 10 # times over what an idle machine needs: these waits are for a loaded one
 FLAGS = ['--no-sandbox','--disable-gpu','--disable-dev-shm-usage','--disable-background-networking','--no-first-run','--disable-component-update','--disable-sync']

@@ -5,8 +5,6 @@ from test_browser import WAIT,Book,wait_for
 
 lab,browser = test_browser.lab,test_browser.browser
 
-pytestmark = pytest.mark.xdist_group('browser') # one server for all of them
-
 @pytest.fixture(scope='module')
 def board(lab, browser):
     "A training under way in the second cell, its board in the output of the first"
