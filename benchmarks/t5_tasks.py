@@ -15,7 +15,8 @@ def features(train, valid, sides):
     from scipy.sparse import csr_matrix,hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_union
-    v = make_union(TfidfVectorizer(ngram_range=(1,2), sublinear_tf=True), TfidfVectorizer(analyzer='char_wb', ngram_range=(2,4), sublinear_tf=True, max_features=100_000))
+    v = make_union(TfidfVectorizer(ngram_range=(1,2), sublinear_tf=True),
+        TfidfVectorizer(analyzer='char_wb', ngram_range=(2,4), sublinear_tf=True, max_features=100_000))
     if not sides: return v.fit_transform(train.inputs),v.transform(valid.inputs)
     v.fit([r[s] for r in train.rows for s in sides])
     def one(ex):

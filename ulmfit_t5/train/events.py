@@ -25,7 +25,7 @@ def plain(o):
     "Any value as what a line can hold: floats to five digits, tensors as numbers or lists, what is unknown as its text"
     if isinstance(o, (torch.Tensor,np.ndarray,np.generic)): o = o.tolist()
     if o is None or isinstance(o, (bool,int,str)): return o
-    if isinstance(o, float): return float(f'{o:.5g}') if math.isfinite(o) else {'~':str(o)}
+    if isinstance(o, float): return {'~':str(o)} if not math.isfinite(o) else r if math.isfinite(r := float(f'{o:.5g}')) else o
     if isinstance(o, dict): return {str(k):plain(v) for k,v in o.items()}
     if isinstance(o, (list,tuple,set)): return [plain(v) for v in o]
     return str(o)
