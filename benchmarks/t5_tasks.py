@@ -2,7 +2,7 @@
 difference and product. Validation parts of GLUE and SuperGLUE in $ULMFIT_T5_DATA; nothing was chosen on them.
 
 A score is the mean of the task's metrics, answers kept to the labels where there are some; where there is no correlation to speak of (always the
-same number, or none that can be read) it is 0."""
+same number, or none that can be read) it is 0. A ratio is of what is missing to 100."""
 import math,statistics,time
 from common import line,parser,write
 
@@ -84,7 +84,7 @@ def main():
     write('t5_tasks', a, rows, time.time()-began)
 
 def _rows(what, ours, scratch, base, pair, note):
-    rel = lambda x: ours/x if x>0 else None
+    rel = lambda x: (100-x)/max(100-ours, 1e-9)
     return [line(what, ours, scratch, rel(scratch), '', 'higher', 'the same model from scratch', note),
         line(what, ours, base, rel(base), '', 'higher', 'TF-IDF of the input + linear model', 'all labels'),
         line(what, ours, pair, rel(pair), '', 'higher', 'TF-IDF of both sides + linear model', 'all labels')]

@@ -1,5 +1,5 @@
 "Flags, folders and helpers that all tests share"
-import os,shutil,subprocess,sys,tempfile
+import os,shutil,signal,subprocess,sys,tempfile
 from pathlib import Path
 import pytest
 
@@ -16,6 +16,7 @@ def pytest_configure(config):
     config._ulmfit_cache = tempfile.mkdtemp(prefix='ulmfit_t5_tests_')
     os.environ['ULMFIT_T5_CACHE'] = config._ulmfit_cache
     os.environ.setdefault('ULMFIT_T5_LESSON', 'short')
+    if signal.getsignal(signal.SIGINT)==signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job ignores it, and so would all it starts
     if n:=int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 0)): os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//n))) # cores are shared
 
 ALONE = 'test_notebooks.py','test_tutorials.py','test_benchmarks.py' # tests that start a process of their own, in any order

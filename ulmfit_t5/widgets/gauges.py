@@ -130,7 +130,7 @@ class Gauges(Callback):
 # %% ../../nbs/api/63b_widgets.gauges.ipynb #127b517b
 @patch
 def after_train(self:Gauges):
-    if self.on and self.count: self.step_s = self.took/self.count
+    if self.on and self.count: self.step_s,self.read.tokens_s = self.took/self.count,self.units/self.took
 @patch
 def after_validate(self:Gauges):
     if self.on and self.count: self.valid_s = self.took
