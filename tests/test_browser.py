@@ -113,7 +113,12 @@ class Book:
         nbformat.write(nb, self.dir/f'{name}.ipynb')
         self.page = browser.new_page(viewport=dict(width=1300, height=1050), color_scheme='dark' if dark else 'light')
         self.page.set_default_timeout(WAIT)
+        self.page.add_locator_handler(self.page.locator('.jp-Dialog .jp-mod-accept').last, self.accept)
         self.open()
+    def accept(self, button):
+        "On a slow machine Jupyter asks, for a kernel to connect to say: take what it offers"
+        print(f'{self.name}: Jupyter asked:', self.page.locator('.jp-Dialog').last.inner_text())
+        button.click()
     def open(self):
         self.page.goto(f'{self.url}/lab/tree/{self.name}.ipynb?reset', timeout=WAIT)
         self.page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=WAIT)
