@@ -43,12 +43,12 @@ class ByNumber:
         return self.dl.make_batch(plan[i%self.n%len(plan)])
 
 class Interleaved:
-    "Of every `every` batches one is of `b`, the others of `a`"
-    def __init__(self, a, b, every: int=4): self.a,self.b,self.every = a,b,every
+    "Of every `every` batches one is of `b`, from its number `start` on, the others of `a`"
+    def __init__(self, a, b, every: int=4, start: int=0): self.a,self.b,self.every,self.start = a,b,every,start
     def __len__(self): return len(self.a)*self.every//(self.every-1)
     def __getitem__(self, i: int):
         k,j = divmod(i, self.every)
-        return self.b[k] if j==0 else self.a[k*(self.every-1)+j-1]
+        return self.b[self.start+k] if j==0 else self.a[k*(self.every-1)+j-1]
 
 # %% ../nbs/api/42a_pretrain_t5.ipynb #0fc2a772
 def _sides(b): return b if len(b)==2 else (b[0],b[1],b[2],b[4]) # packed rows: ids, then their segments
@@ -283,7 +283,8 @@ def pretrain_t5(
     second,mix = None,'none'
     if train:
         mix,tdata,tbatches = task_data(train, held, tok, task_length, max(1, bs//2), temperature, seed)
-        second = T5Run(out/'tasks', model, Interleaved(tdata, data), tbatches, lr=lr/3, steps=10**9, budget=task_budget, seed=seed, bs=bs, tasks=str(mix))
+        both = Interleaved(tdata, data, start=first.step)
+        second = T5Run(out/'tasks', model, both, tbatches, lr=lr/3, steps=10**9, budget=task_budget, seed=seed, bs=bs, tasks=str(mix))
         second.train()
     print('saved in', export_t5(out/'model', first, second, tok, held, str(mix), command_line(pretrain_t5, given), corpus or str(texts), licence, embed, name, files))
     return second or first
