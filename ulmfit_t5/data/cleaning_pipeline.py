@@ -39,7 +39,7 @@ class ReadPages:
                 yield f'{Path(file).name}/{n}',t or ''
                 n += 1
         except (ValueError,TypeError,KeyError,EOFError,OSError,lzma.LZMAError,zlib.error) as e:
-            raise ValueError(f'{file} cannot be read after page {n}: {type(e).__name__} {e}; mend or remove the file and call again to go on') from e
+            raise ValueError(f'{file} cannot be read after page {n}: {type(e).__name__} {e}; mend the file and call again to go on, or remove it and clean into another folder') from e
     def __call__(self, data=None, rank: int=0, world_size: int=1): # yields documents
         from datatrove.data import Document
         share = len(self.files)>=world_size
@@ -211,12 +211,22 @@ def _tasks_before(out):
     p = Path(out)/'cleaning.json'
     return json.loads(p.read_text(encoding='utf8'))['tasks'] if p.exists() else 0
 
+# %% ../../nbs/api/19a_data.cleaning_pipeline.ipynb #fd4c6d09
+def _mended(out, was, now):
+    "Do files differ only in size, and only those that no task which is done has read?"
+    files,n,done = now['files'],now['tasks'],Path(out)/'work'/'logs'/'clean'/'completions'
+    if [o for o,_ in was]!=[o for o,_ in files]: return False
+    tasks = {t for i,o in enumerate(files) if o!=was[i] for t in ([i%n] if len(files)>=n else range(n))}
+    return not any((done/f'{t:05d}').exists() for t in tasks)
+
 def _same_as_before(out, now):
     "Write what is asked, or compare it with what was asked before"
     p = Path(out)/'cleaning.json'
     if p.exists():
         was = json.loads(p.read_text(encoding='utf8'))
-        if diff := [k for k in now if now[k]!=was.get(k)]:
+        diff = [k for k in now if now[k]!=was.get(k)]
+        if diff==['files'] and _mended(out, was['files'], now): return write_json(p, now)
+        if diff:
             raise ValueError(f'{out} holds a cleaning with other {", ".join(diff)}: give another folder, or the same settings to go on')
     elif list(Path(out).glob('*.jsonl*')): raise ValueError(f'{out} holds .jsonl files of something else: give another folder')
     else: write_json(p, now)
