@@ -198,6 +198,44 @@ def test_a_language_model_shows_what_it_expects(toy, monkeypatch):
     assert list(shown[0])==['text','text_','pred'] and len(shown[0])==2 and shown[0].text.str.len().min()>3
     with pytest.raises(TypeError, match='perplexity'): learn.get_preds()
 
+def test_a_search_for_a_rate_leaves_no_trace(toy, tmp_path, monkeypatch):
+    "Bits of a training after fastai's `lr_find`, far enough that the loss is lost, are those of one without it; nothing is written"
+    monkeypatch.chdir(tmp_path)
+    def train(search, make):
+        seed_everything(0)
+        learn = make()
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1)
+            if search: learn.lr_find(num_it=40, end_lr=1e4, stop_div=False, show_plot=False)
+            learn.fit(1)
+        return learn.model.state_dict()
+    df,tok,d = toy
+    for make in (lambda: text_classifier_learner(loaders(df, tok, d), d/'fwd', verbose=False), lambda: language_model_learner(loaders(df, tok, d, is_lm=True, bs=8, seq_len=12), d/'fwd', verbose=False)):
+        a,b = train(False, make),train(True, make)
+        assert all(torch.equal(a[k], b[k]) for k in a) and not [o for o in tmp_path.rglob('*') if o.is_file()]
+
+def test_a_model_of_other_labels_words_or_direction_is_not_loaded(toy, tmp_path):
+    df,tok,d = toy
+    make = lambda df=df,tok=tok,**kw: text_classifier_learner(loaders(df, tok, d, **kw), None, dict(emb_sz=8, n_hid=8, n_layers=1, output_p=.1), verbose=False)
+    learn = make()
+    learn.save(tmp_path/'c')
+    fox = train_subword(df.text.str.replace('cat', 'fox'), vocab_sz=290)
+    for other,error,says in ((make(df.assign(label=df.label.map(dict(animal='c', place='b', thing='a')))),ArtefactError,'tells animal, place, thing apart, and the loaders have a, b, c'),
+        (make(tok=fox),ArtefactError,'has a vocabulary of 290 entries, the loaders another of 290'), (make(backwards=True),ValueError,'reads forward but the loaders give text backward')):
+        before = {k:v.clone() for k,v in other.model.state_dict().items()}
+        with pytest.raises(error, match=says): other.load(tmp_path/'c')
+        assert all(torch.equal(v, before[k]) for k,v in other.model.state_dict().items())
+    assert make().load(tmp_path/'c').predict('the old cat').probs==learn.predict('the old cat').probs
+
+def test_fields_of_a_text_are_asked_about_as_they_were_trained(toy, tmp_path):
+    df,tok,d = toy
+    cols = df.assign(head=df.text.str[:8], tail=df.text.str[8:])
+    dls = loaders(cols, tok, d, text_cols=['head','tail'])
+    learn = text_classifier_learner(dls, None, dict(emb_sz=8, n_hid=8, n_layers=1, output_p=.1), verbose=False, reg=dict(bf16=False))
+    with learn.no_bar(): want = learn.get_preds(dl=dls.test_dl(cols[:3]))[0].numpy()
+    asked = list(cols[:3][['head','tail']].itertuples(index=False, name=None))
+    np.testing.assert_allclose([[p.probs[l] for l in learn.labels] for p in learn.predict(asked)], want, atol=1e-5)
+
 def test_pretrain_whole_and_what_it_refuses(toy, tmp_path):
     "The command as a call: a vocabulary, a model with its card, the same folder again, and other text of the same size"
     (tmp_path/'texts').mkdir()

@@ -24,7 +24,9 @@ from .models.checkpoint import *
 def model_path(name) -> Path: # a folder
     "Folder of a saved or bundled model. Raises FileNotFoundError naming the bundled ones"
     p = Path(name)
-    return p if p.is_dir() or len(p.parts)!=1 else bundled(str(name))
+    if p.is_dir() or len(p.parts)!=1: return p
+    try: return bundled(str(name))
+    except FileNotFoundError as e: raise FileNotFoundError(f'{e}; nor is there a folder {str(name)!r} here: give the path of one') from None
 
 # %% ../nbs/api/40_artefacts.ipynb #38fffaf5
 def check_vocab(tok: Tokenizer, # a vocabulary

@@ -18,6 +18,7 @@ from fastprogress.fastprogress import progress_bar
 # %% ../nbs/api/41_inference.ipynb #6fdd536e
 from .core import *
 from .data.tokenizer import *
+from .data.tables import join_fields
 from .data.batches import check_device
 from .models.awd_lstm import *
 from .models.losses import *
@@ -67,16 +68,19 @@ def pad_rows(rows, # int arrays
     return torch.from_numpy(out)
 
 # %% ../nbs/api/41_inference.ipynb #610eb5f2
-def as_texts(texts # a string, or an iterable of strings
+def as_texts(texts # a string, or an iterable of strings, or of tuples with the fields of a text
 ) -> list:
     "A list of strings. Raises TypeError that names what is not text, and its place"
-    if isinstance(texts, str): return [texts]
+    if isinstance(texts, str): return [str(texts)]
     if isinstance(texts, (bytes,dict,pd.DataFrame)) or not hasattr(texts, '__iter__'):
-        raise TypeError(f'{texts!r:.60} is a {type(texts).__name__}: give a string, or a list of strings, such as a column of the table')
-    texts = list(texts)
-    for i,t in enumerate(texts):
-        if not isinstance(t, str): raise TypeError(f'text {i} is {t!r:.60}, a {type(t).__name__}: give a string, or leave it out')
-    return texts
+        raise TypeError(f'{_brief(texts)} is a {type(texts).__name__}: give a string, or a list of strings, such as a column of the table')
+    return [_as_text(i, t) for i,t in enumerate(texts)]
+
+def _brief(o): return ' '.join(repr(o).split())[:60]
+def _as_text(i, t):
+    fields = t if isinstance(t, tuple) and t else (t,)
+    if all(isinstance(o, str) for o in fields): return join_fields(map(str, fields))
+    raise TypeError(f'text {i} is {_brief(t)}, a {type(t).__name__}: give a string, a tuple of strings for several columns, or leave it out')
 
 # %% ../nbs/api/41_inference.ipynb #f4a5a19c
 class TextPredictor:
@@ -136,7 +140,7 @@ def _answer(self:TextPredictor, text, p):
 # %% ../nbs/api/41_inference.ipynb #09fefb6a
 @patch
 def predict(self:TextPredictor,
-    text # a string, or a list of them
+    text # a string, or a list of strings, or of tuples with the fields of a text
 ) -> Prediction: # or a list
     "Answer with probabilities"
     texts = as_texts(text)
@@ -214,8 +218,9 @@ def generate_text(lm: LanguageModel, # forward model
     top_p: float|None=None, # or among the likeliest with so much probability
     seed: int|None=None # the same seed gives the same text
 ) -> str: # prompt included
-    "Continue a text, one recurrent step a token. Raises ValueError for a negative `n`"
+    "Continue a text, one recurrent step a token. Raises ValueError for a negative `n` or temperature, TypeError for what is not text"
     if n<0: raise ValueError(f'n={n}: give the number of tokens to add, 0 or more')
+    if not isinstance(prompt, str): raise TypeError(f'the prompt is {_brief(prompt)}, a {type(prompt).__name__}: give one string')
     if seed is not None: torch.manual_seed(seed)
     ids = tok.encode(prompt)
     if n==0: return tok.decode(ids)

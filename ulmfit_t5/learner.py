@@ -9,9 +9,12 @@ __all__ = ['Facts', 'facts', 'check_targets', 'default_cbs', 'TextLearner', 'LML
            'check_direction', 'ClassifierLearner', 'text_classifier_learner']
 
 # %% ../nbs/api/43_learner.ipynb #58ce544d
+from copy import deepcopy
 from functools import partial
-from fastai.learner import Learner
 from typing import NamedTuple
+from fastcore.basics import noop
+from fastcore.meta import delegates
+from fastai.learner import Learner
 from fastai.metrics import accuracy,accuracy_multi,rmse
 from fastai.torch_core import TensorCategory,display_df
 import numpy as np,pandas as pd,torch
@@ -29,6 +32,7 @@ from .train.groups import *
 from .train.unfreeze import *
 from .train.callbacks import *
 from .train.optimizers import *
+from .train.resume import load_training_state,training_state
 from .artefacts import *
 from .inference import *
 
@@ -83,6 +87,23 @@ class TextLearner(Learner):
     def export(self, *args, **kwargs):
         "Closed: fastai's export is a pickle, which runs code when it is opened"
         raise TypeError('export would write a pickle, which can run code when it is opened: use learn.save(folder), and load it without training data')
+    @delegates(Learner.lr_find)
+    def lr_find(self, **kwargs):
+        "fastai's search for a rate; weights, optimizer, loaders and random generators are afterwards as they were"
+        if self.opt is None: self.create_opt()
+        was,self.save = deepcopy(training_state(self)),noop # fastai saves a pickle at its start
+        try:
+            with self.removed_cbs([cb for cb in self.cbs if isinstance(cb, NaNGuard)]): return super().lr_find(**kwargs)
+        finally:
+            del self.save
+            load_training_state(self, was)
+    def _saved(self, path, kind): # what `load` reads; raises ArtefactError where it belongs to other loaders
+        a = load_artefact(model_path(path), kind=kind)
+        check_direction(a.config, self.backwards, path)
+        vocab = load_tokenizer(a.path).vocab
+        if vocab!=self.tok.vocab: raise ArtefactError(f'{path} has a vocabulary of {len(vocab):,} entries, the loaders another of {len(self.tok):,}: '
+            f'make them with tok=load_tokenizer({str(path)!r}), or start from pretrained={str(path)!r}, which matches tokens')
+        return a
 
 # %% ../nbs/api/43_learner.ipynb #b0d460c4
 class LMLearner(TextLearner):
@@ -94,7 +115,7 @@ class LMLearner(TextLearner):
     ): return save_language_model(path, self.model, self.tok, self.backwards, card, dtype, **info)
     def load(self, path): # folder with a language model of the same vocabulary
         "Fill the model from an artefact"
-        load_tensors(self.model, load_artefact(model_path(path), kind='language_model').tensors, str(path))
+        load_tensors(self.model, self._saved(path, 'language_model').tensors, str(path))
         return self
     def get_preds(self, *args, **kwargs):
         "Closed: the predictions would be a probability for every word at every place"
@@ -156,6 +177,8 @@ def check_direction(config: dict, # of an artefact
         f'{"awd-lstm-bwd" if backwards else "awd-lstm-fwd"!r}, or make loaders with backwards={config["backwards"]}')
 
 # %% ../nbs/api/43_learner.ipynb #35bb5c5b
+def _few(labels): return ', '.join(labels[:8])+(f' and {len(labels)-8} more' if len(labels)>8 else '')
+
 class ClassifierLearner(TextLearner):
     "Learner of a `TextClassifier`"
     @property
@@ -174,8 +197,11 @@ class ClassifierLearner(TextLearner):
         **info # plain values to keep
     ): return save_classifier(path, self.model, self.tok, self.labels, self.task, self.backwards, card, dtype, **info)
     def load(self, path): # folder with a classifier of the same vocabulary and labels
-        "Fill the model from an artefact"
-        load_tensors(self.model, load_artefact(path, kind='classifier').tensors, str(path))
+        "Fill the model from an artefact. Raises ArtefactError where vocabulary or labels are others"
+        a = self._saved(path, 'classifier')
+        if a.config['labels']!=self.labels: raise ArtefactError(f"{path} tells {_few(a.config['labels'])} apart, and the loaders have {_few(self.labels)}: "
+            'give them the same labels in the same order, or use TextPredictor.load, which needs no loaders')
+        load_tensors(self.model, a.tensors, str(path))
         return self
     def load_encoder(self, path, verbose=True):
         "Fill the encoder from an artefact, token by token where the vocabulary is another"

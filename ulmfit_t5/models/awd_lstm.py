@@ -158,7 +158,9 @@ def sample_next(logits: Tensor, # (b V)
     top_p: float|None=None, # keep the smallest set with this much probability
     banned: list=() # ids that may not come
 ) -> Tensor: # (b)
-    "Draw the next token (nucleus sampling: Holtzman et al. 2020)"
+    "Draw the next token (nucleus sampling: Holtzman et al. 2020). Raises ValueError for options that leave nothing to draw from"
+    if temperature<0 or (top_k is not None and top_k<1) or (top_p is not None and not 0<top_p<=1): raise ValueError(
+        f'temperature={temperature}, top_k={top_k}, top_p={top_p}: give a temperature of 0 or more, top_k of 1 or more, top_p above 0 and up to 1')
     logits = logits.float().clone()
     logits[:,list(banned)] = -torch.inf
     if temperature==0: return logits.argmax(-1)
