@@ -6,10 +6,10 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/text2text.html.md"""
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'Text2TextLearner', 'text2text_learner', 't5_unfreeze', 'TaskScores', 'denoising_loaders',
-           'span_corruption_learner']
+           'span_corruption_learner', 'fit_plan']
 
 # %% ../nbs/api/45_text2text.ipynb #45000004
-import tempfile
+import copy,tempfile
 from functools import partial
 from pathlib import Path
 
@@ -120,13 +120,14 @@ def evaluate(self:Text2TextLearner, source=None, # name of a task, `Task`, `Exam
     **kwargs # of `TextWriter.write`
 ): # `TaskScores`, or a dict of them where several tasks validate
     "Metrics of a task, with the number of answers outside its labels; raises ValueError for a source that has no labels to compare with"
-    if source is None: many = getattr(self.dls, 'valid_examples', {})
+    if source is None: many = {k:o for k,o in getattr(self.dls, 'valid_examples', {}).items() if not isinstance(o, Denoised)}
     else: many = {'':validation_examples(source) if isinstance(source, (str,Task)) else to_examples(source, 'validation', self.task)}
     if not many: raise ValueError('nothing is there to validate: give the name of a task, a Task, Examples or a DataFrame')
-    res = {}
+    res,notes = {},[]
     for k,ex in many.items():
-        a = self.writer().answer(ex, constrained, **kwargs)
+        a = self.writer(say=lambda o: notes.append(f'{k}: {o}' if len(many)>1 else o)).answer(ex, constrained, **kwargs)
         res[k] = TaskScores(score(a, names), a)
+    if notes: print('; '.join(notes))
     return res if len(res)>1 else next(iter(res.values()))
 
 # %% ../nbs/api/45_text2text.ipynb #45000017
@@ -139,10 +140,20 @@ def show_results(self:Text2TextLearner, max_n: int=9, # rows
     **kwargs # of `TextWriter.write`
 ):
     "Table of validated inputs, targets and answers"
-    pairs = [p for ex in self.dls.valid_examples.values() for p in ex.pairs][:max_n]
-    got = self.writer().write([a for a,_ in pairs], **kwargs).texts
+    w = self.writer()
+    if hasattr(self.dls, 'objective'): pairs,got = _denoised(self, w, max_n, **kwargs)
+    else:
+        pairs = [p for ex in self.dls.valid_examples.values() for p in ex.pairs][:max_n]
+        got = w.write([a for a,_ in pairs], **kwargs).texts
     df = pd.DataFrame(dict(input=[a for a,_ in pairs], target=[b for _,b in pairs], answer=got))
     return display_df(df) if show else df
+
+def _denoised(learn, w, max_n, **kwargs):
+    "Pairs that an objective made of the texts that validate, and what is written for them"
+    ids = [tuple(o.cpu().numpy() for o in p) for p in batch_pairs(learn.dls.valid.one_batch())[:max_n]]
+    got = w._write([x[x!=w.tok.pad_id] for x,_ in ids], **dict(max_len=max(len(y) for _,y in ids))|kwargs)[0]
+    text = lambda o: ids_text(o, w.tok, w.sp)
+    return [(text(x),text(y)) for x,y in ids],[text(o) for o in got]
 
 # %% ../nbs/api/45_text2text.ipynb #45000019
 @patch
@@ -182,6 +193,7 @@ def denoising_loaders(texts, # list of texts, or a `Corpus`
     "Packed rows of an objective, or unpacked where its lengths are left to chance; raises ValueError for too few documents"
     tok,obj = tok or bundled_tokenizer(),objective(objective_name)
     sp = SpecialIds.of(tok)
+    if isinstance(texts, str): raise TypeError('texts is one string: give a list of texts, or a Corpus')
     corpus = texts if isinstance(texts, Corpus) else MemoryCorpus([o[:-1] for o in encode_inputs(tok, list(texts))])
     order,n = np.random.default_rng(seed).permutation(len(corpus)),round(len(corpus)*valid_pct)
     if not 0<n<len(corpus): raise ValueError(f'{n} of {len(corpus)} documents would validate: give more documents, or another valid_pct')
@@ -209,3 +221,31 @@ def span_corruption_learner(texts, # list of texts, or a `Corpus`
     "A learner that pretrains, or adapts a pretrained T5 to texts; raises what `denoising_loaders` and `load_t5` raise"
     dls = denoising_loaders(texts, tok or _saved_tokenizer(pretrained), **(data or {}))
     return Text2TextLearner(dls, load_t5(pretrained, dls.tok, **(config or {})), dls.tok, **kwargs)
+
+# %% ../nbs/api/45_text2text.ipynb #038c0321
+def fit_plan(stages, # of `plan`
+    sources: dict, # task -> its name, `Task`, `Examples` or DataFrame; `Denoised` for text without labels
+    fit, # function of a learner and a `PlanStage`, that trains
+    pretrained=None, # what a stage after none begins with, see `text2text_learner`
+    tok=None, # tokenizer; that of the bundled models by default
+    valid: dict|None=None, # task -> the same, to validate with; the validation split of named tasks by default
+    data: dict|None=None, # of `Text2TextDataLoaders.from_examples`
+    **kwargs # of `text2text_learner`
+) -> dict: # name of a stage -> task -> `TaskScores`
+    "Train a plan and score the tasks of its stages, answers kept to labels; raises ValueError for a task without source, or a stage with nothing to validate"
+    models,res = {},{}
+    for s in stages:
+        if lack := [t for t in s.mixture.sizes if t not in sources]: raise ValueError(f'the stage {s.name!r} has the task {lack[0]!r}, but sources have only {", ".join(sources)}')
+        held = _held(s, sources, valid or {})
+        dls = Text2TextDataLoaders.from_examples({t:to_examples(sources[t]) for t in s.mixture.sizes}, held, tok, mixture=s.mixture, **(data or {}))
+        learn = text2text_learner(dls, copy.deepcopy(models[s.after]) if s.after else pretrained, **kwargs)
+        fit(learn, s)
+        if any(o.after==s.name for o in stages): models[s.name] = learn.model
+        res[s.name] = {t:learn.evaluate(held[t], isinstance(held[t].task, ClassTask)) for t in s.evaluate}
+    return res
+
+def _held(s, sources, valid):
+    "What a stage is validated with: the tasks that it is scored on, or those of its own that can"
+    here = [t for t in s.evaluate or s.mixture.sizes if t in valid or isinstance(sources[t], (str,Task))]
+    if not here: raise ValueError(f'nothing validates the stage {s.name!r} of {", ".join(s.mixture.sizes)}: give valid=')
+    return {t:to_examples(valid[t], 'validation') if t in valid else validation_examples(sources[t]) for t in here}

@@ -121,6 +121,7 @@ class TextWriter:
     ):
         store_attr()
         if dtype not in WEIGHT_TYPES: raise ValueError(f"weights in {dtype!r} are not known: choose 'bf16', 'fp16', or None for what they are")
+        if inputs_length<2: raise ValueError(f'inputs_length is {inputs_length}: an input needs room for a token and its end, 2 at least')
         check_t5(model.config, tok)
         self.sp = SpecialIds.of(tok)
     @classmethod
@@ -178,6 +179,20 @@ def _evaluating(model, dtype=None):
     finally: model.train(was)
 
 @patch
+def _write(self:TextWriter, rows, n_beams=1, dtype=None, **kwargs):
+    "What is written for rows of ids: ids, whether they ended, log-probabilities"
+    drawn = [k for k in ('temperature','top_k','top_p') if kwargs.get(k)]
+    if n_beams<1 or (n_beams>1 and drawn): raise ValueError(f'n_beams={n_beams}: give 1 or more' + (f', and 1 with {drawn[0]}: beams are not drawn' if drawn else ''))
+    ids,done,logp = [None]*len(rows),np.zeros(len(rows), bool),np.zeros(len(rows))
+    with _evaluating(self.model, dtype or self.dtype) as model:
+        for idx,x in self._batches(rows):
+            g = beam_search(model, x, n_beams=n_beams, **kwargs) if n_beams>1 else generate(model, x, **kwargs)
+            done[idx],logp[idx] = g.finished.cpu().numpy(),g.logp.cpu().numpy()
+            for i,o in zip(idx, g.ids): ids[i] = o
+    return ids,done,logp
+
+# %% ../nbs/api/45b_writer.ipynb #3177a060
+@patch
 def write(self:TextWriter, texts, # list of texts, read as they are
     n_beams: int=1, # 1 is greedy
     dtype: str|None=None, # what matrices are stored in; None for the writer's `dtype`
@@ -186,12 +201,7 @@ def write(self:TextWriter, texts, # list of texts, read as they are
     "Free answers; raises ValueError for texts that are empty, or settings that make no sense"
     rows,owner,n_long = self._rows(texts)
     kwargs = dict(max_len=self.max_len)|kwargs
-    ids,done,logp = [None]*len(rows),np.zeros(len(rows), bool),np.zeros(len(rows))
-    with _evaluating(self.model, dtype or self.dtype) as model:
-        for idx,x in self._batches(rows):
-            g = beam_search(model, x, n_beams=n_beams, **kwargs) if n_beams>1 else generate(model, x, **kwargs)
-            done[idx],logp[idx] = g.finished.cpu().numpy(),g.logp.cpu().numpy()
-            for i,o in zip(idx, g.ids): ids[i] = o
+    ids,done,logp = self._write(rows, n_beams, dtype, **kwargs)
     sure = logp/[len(o)+1 for o in ids]
     best = [max(np.flatnonzero(owner==i), key=lambda j: sure[j]) for i in range(len(texts))] if len(rows)>len(texts) else np.arange(len(texts))
     res = [ids_text(ids[i], self.tok, self.sp) for i in best]
@@ -226,8 +236,9 @@ def score(self:TextWriter, texts, # list of texts, read as they are
 def labels_of(self:TextWriter, labels=None # those to take instead of the task's
 ) -> list:
     "Labels that answers are kept to; raises ValueError where the task has none"
-    labels = labels or (self.task.labels if isinstance(self.task, ClassTask) else None)
-    if not labels: raise ValueError(f"{'this model has no single task' if self.task is None else f'the task {self.task.name!r} has no labels'} to keep answers to: give labels=[...]")
+    if labels is None: labels = self.task.labels if isinstance(self.task, ClassTask) else None
+    elif not len(labels): raise ValueError('labels are empty: give the texts that an answer may be, or None for those of the task')
+    if labels is None: raise ValueError(f"{'this model has no single task' if self.task is None else f'the task {self.task.name!r} has no labels'} to keep answers to: give labels=[...]")
     return list(labels)
 
 @patch
@@ -247,8 +258,9 @@ def predict(self:TextWriter, text, # a text or a row of the task, or a list of t
     dtype: str|None=None, # what matrices are stored in; None for the writer's `dtype`
     **kwargs # of `write`
 ): # a text, or a list
-    "Answer"
+    "Answer; raises TypeError for what is no text"
     if isinstance(text, (str,dict)): return self.predict([text], constrained, labels, dtype, **kwargs)[0]
+    if not hasattr(text, '__iter__'): raise TypeError(f'{text!r} is no text: give a text, a row of the task, or a list of them')
     texts = self.inputs(list(text))
     if not constrained: return self.write(texts, dtype=dtype, **kwargs).texts
     labels = self.labels_of(labels)
