@@ -10,7 +10,7 @@ __all__ = ['LANGUAGES', 'register_task', 'get_task', 'tasks', 'ReferentTask', 'C
            'regression_task', 'tagging_task']
 
 # %% ../../nbs/api/17_data.tasks.ipynb #822962c5
-import math
+import math,re
 from difflib import get_close_matches
 
 import pandas as pd
@@ -29,9 +29,17 @@ def register_task(task: Task): # replaces one of the same name
 def get_task(name: str) -> Task:
     "Look up a task by name; raises ValueError with the nearest names if there is none"
     if name in _tasks: return _tasks[name]
-    near = ' or '.join(map(repr, get_close_matches(name, _tasks, 3, .4))) or 'another'
-    raise ValueError(f"no task is called {name!r}; did you mean {near}? `tasks()` lists them all")
+    raise ValueError(f"no task is called {name!r}; did you mean {' or '.join(map(repr, _near(str(name)))) or 'another'}? `tasks()` lists them all")
 
+def _near(name):
+    "Tasks of the nearest names: one in the other first, but for case and punctuation"
+    plain = lambda o: re.sub('[^a-z0-9]', '', o.lower())
+    keys,want = {o:plain(o) for o in _tasks},plain(name)
+    inside = [o for o,k in keys.items() if k==want or min(len(k), len(want))>2 and (k in want or want in k)]
+    close = get_close_matches(want, keys.values(), 3, .4)
+    return list(dict.fromkeys([*sorted(inside, key=lambda o: abs(len(keys[o])-len(want))), *(o for k in close for o in keys if keys[o]==k)]))[:3]
+
+# %% ../../nbs/api/17_data.tasks.ipynb #21b4fbe4
 def tasks() -> pd.DataFrame: # one row per task
     "Table of the named tasks"
     rows = [dict(name=t.name, kind=type(t).__name__, input=', '.join(t.columns), answers=', '.join(t.labels) or t.label, metrics=', '.join(t.metrics),
