@@ -61,9 +61,18 @@ def test_attention_is_that_of_the_model(arch):
     assert not any(b._forward_hooks for b in m.modules())
     if arch!='encoder': assert np.triu(a['decoder'].dense(), 1).max()<1e-6
 
-def test_attention_of_one_row_is_refused():
-    m = t5('prefix_lm')
-    with pytest.raises(ValueError, match='one row for input and answer'): attention_of(m, torch.tensor([5,6]), torch.tensor([7]))
+@pytest.mark.parametrize('arch', ['decoder_lm','prefix_lm'])
+def test_attention_of_one_row(arch):
+    "Input and answer in one stack: the input sees all of itself where it is a prefix, the answer only what is before"
+    x,y = torch.tensor(tok.encode(TEXT)),torch.tensor(tok.encode('A bird')[1:]+[tok.eos_id])
+    a,n = attention_of(t5(arch), x, y, None),len(x)
+    w,seen = a['row'].dense(),np.tril(np.ones((n+len(y),)*2, bool))
+    if arch=='prefix_lm': seen[:,:n] = True # the place that tells the first of the answer reads the last of the input
+    assert list(a)==['row'] and w[..., ~seen].max()<1e-6
+    if arch=='prefix_lm': assert w[:,:,0,1:n].min()>0
+    np.testing.assert_allclose(w.sum(-1), 1, atol=1e-5)
+
+def test_attention_needs_an_answer():
     with pytest.raises(ValueError, match='give the ids of an answer'): attention_of(t5(), torch.tensor([5,6]))
 
 def test_attention_stays_light_at_512_tokens():

@@ -64,17 +64,17 @@ def watch_attention(layers, # `Attention` modules
         for h in hooks: h.remove()
 
 # %% ../../nbs/api/53_interpret.attention.ipynb #6ed1f2b9
-ATTENTION_SIDES = dict(encoder='encoder looks at the input', decoder='decoder looks at what is written', cross='decoder looks at the input')
+ATTENTION_SIDES = dict(encoder='encoder looks at the input', decoder='decoder looks at what is written', cross='decoder looks at the input',
+    row='input and answer, in one row, look at what is before')
 
 def attention_of(model: T5, inputs: Tensor, # (t) ids
     targets: Tensor|None=None, # (u) ids of the answer; needed where there is a decoder
     top: int|None=8 # weights of each row to keep; None for all
-) -> dict: # 'encoder', 'decoder', 'cross' -> `TopK`, as far as the model has them
+) -> dict: # 'encoder', 'decoder', 'cross' -> `TopK`, as far as the model has them; 'row' where it is one stack
     "Attention of every layer and head for one pair of texts; raises ValueError where an answer is needed"
     if targets is None and model.decoder is not None: raise ValueError('this T5 has a decoder: give the ids of an answer as targets')
-    if model.is_lm: raise ValueError(f'a T5 of arch={model.config.arch!r} has one row for input and answer: look at it with watch_attention(), or take an encoder_decoder')
-    sides = {} if model.encoder is None else dict(encoder=[b.attn for b in model.encoder.blocks])
-    if model.decoder is not None: sides |= dict(decoder=[b.attn for b in model.decoder.blocks], cross=[b.cross for b in model.decoder.blocks])
+    enc,dec = ([] if s is None else s.blocks for s in (model.encoder,model.decoder))
+    sides = dict(encoder=[b.attn for b in enc], decoder=[b.attn for b in dec], cross=[b.cross for b in dec]) if enc else dict(row=[b.attn for b in dec])
     was = model.training
     model.eval()
     try:
@@ -84,8 +84,11 @@ def attention_of(model: T5, inputs: Tensor, # (t) ids
 
 def _watch_all(model, sides, x, y, top):
     "One pass of each stack: a shared stack is the same layers twice, so each is watched while it runs"
+    if model.is_lm:
+        with watch_attention(sides['row'], top) as row: model(x, y)
+        return dict(row=row)
     with watch_attention(sides['encoder'], top) as enc: memory = model.encode(x)
-    if y is None: return dict(encoder=enc)
+    if y is None or model.decoder is None: return dict(encoder=enc)
     seg = segments_of(y, model.config.pad_id)
     start = torch.cat([torch.full_like(y[:,:1], model.config.start_id), y[:,:-1]], 1)
     with watch_attention(sides['decoder'], top) as dec,watch_attention(sides['cross'], top) as cross: model.decode(start, seg, memory, segments_of(x, model.config.pad_id))
@@ -105,14 +108,14 @@ def unpack_topk(d: dict) -> TopK: # what `pack_topk` gave
 # %% ../../nbs/api/53_interpret.attention.ipynb #44a6daa6
 _JS = """(()=>{const R=document.currentScript.parentNode,D=JSON.parse(R.querySelector('.u5-data').textContent),$=s=>R.querySelector(s);
 const dec=s=>Uint8Array.from(atob(s),c=>c.charCodeAt(0)),raw={};for(const s in D)raw[s]={k:new Uint16Array(dec(D[s].k).buffer),v:dec(D[s].v),h:D[s].shape};
-const S=$('.u5-side'),L=$('.u5-layer'),H=$('.u5-head'),A=$('.u5-read'),B=$('.u5-wrote');let at=0;
-const toks=()=>[S.value=='encoder'?A:B,S.value=='decoder'?B:A].map(o=>[...o.querySelectorAll('[data-i]')]);
+const S=$('.u5-side'),L=$('.u5-layer'),H=$('.u5-head'),T=s=>[...R.querySelectorAll(s+' [data-i]')],A=T('.u5-read'),B=T('.u5-wrote'),O={style:{},textContent:'the start'};
+const P=[O,...B.slice(0,-1)],W=[O,...A,...B.slice(0,-1)],toks=()=>({encoder:[A,A],decoder:[B,P],cross:[B,A],row:[W,W]})[S.value];let at=+$('.u5-say').dataset.at;
 const show=()=>{const d=raw[S.value],[l,h,q,k]=d.h,[qs,ks]=toks(),w=new Float32Array(D[S.value].n),heads=H.value<0?[...Array(h).keys()]:[+H.value];at=Math.min(at,q-1);
 for(const j of heads)for(let i=0;i<k;i++){const o=((L.value*h+j)*q+at)*k+i;w[d.k[o]]+=d.v[o]/255/heads.length}
 R.querySelectorAll('[data-i]').forEach(o=>{o.style.background='';o.style.outline='';o.title=''});const m=Math.max(...w,.01);
 ks.forEach((o,i)=>{if(w[i]>.004){o.style.background=`rgba(0,114,178,${(.12+.6*w[i]/m).toFixed(2)})`;o.title=(100*w[i]).toFixed(0)+' %'}});
 if(qs[at])qs[at].style.outline='2px solid #D55E00';$('.u5-say').textContent='“'+qs[at].textContent.trim()+'” looks at '+[...w.keys()].sort((a,b)=>w[b]-w[a]).slice(0,3).filter(i=>w[i]>.004).map(i=>`“${ks[i].textContent.trim()}” ${(100*w[i]).toFixed(0)} %`).join(', ')};
-const pick=e=>{const o=e.target.closest('[data-i]');if(o&&toks()[0].includes(o)){at=+o.dataset.i;show()}};
+const pick=e=>{const i=toks()[0].indexOf(e.target.closest('[data-i]'));if(i>=0){at=i;show()}};
 const focus=()=>{const q=toks()[0];R.querySelectorAll('[data-i]').forEach(o=>o.tabIndex=q.includes(o)?0:-1)};
 R.addEventListener('click',pick);R.addEventListener('mouseover',pick);R.addEventListener('focusin',pick);
 for(const o of[S,L,H])o.addEventListener('change',()=>{if(o==S)at=0;focus();show()});$('.u5-ctl').style.display='';focus();show()})()"""
@@ -129,13 +132,18 @@ class AttentionView:
         read: list, # pieces of the input
         wrote: list=(), # pieces of the answer
         side: str|None=None, # shown first: 'cross' if there is one
-        at: int=0 # place of the token that is shown first
+        at: int|None=None # place of the token that is shown first; by default the first, and in one row what writes the first of the answer
     ):
-        self.sides,self.read,self.wrote,self.at = sides,list(read),list(wrote),at
-        self.side = side or ('cross' if 'cross' in sides else 'encoder')
+        self.sides,self.read,self.wrote = sides,list(read),list(wrote)
+        self.side = side or ('cross' if 'cross' in sides else next(iter(sides)))
         if self.side not in sides: raise ValueError(f"side={self.side!r} is not there: choose one of {', '.join(sides)}")
+        self.at = at if at is not None else len(self.read)*(self.side=='row')
     def __repr__(self):
         return 'AttentionView: '+', '.join(f"{k} {v.idx.shape[0]} layers of {v.idx.shape[1]} heads, {v.kept:.0%} of the weight kept" for k,v in self.sides.items())
+    def names(self, side: str) -> tuple: # pieces that look, pieces that are looked at
+        before = ['the start',*self.wrote[:-1]]
+        row = ['the start',*self.read,*self.wrote[:-1]]
+        return dict(encoder=(self.read,self.read), decoder=(self.wrote,before), cross=(self.wrote,self.read), row=(row,row))[side]
     def looks_at(self, at: int, # place of the token that looks
         side: str|None=None, # one of `sides`
         layer: int=-1, # from the bottom, or from the top if negative
@@ -145,10 +153,10 @@ class AttentionView:
         "What a token looks at most"
         a = self.sides[side or self.side]
         w = a.dense()[layer,:,at] if head is None else a.dense()[layer,[head],at]
-        names,w = self.wrote if (side or self.side)=='decoder' else self.read,w.mean(0)
+        names,w = self.names(side or self.side)[1],w.mean(0)
         return [(names[i],float(w[i])) for i in np.argsort(-w, kind='stable')[:k] if w[i]>0]
     def _still(self):
-        names = self.read if self.side=='encoder' else self.wrote
+        names = self.names(self.side)[0]
         s = ', '.join(f'“{html.escape(o.replace("▁", ""))}” {100*w:.0f} %' for o,w in self.looks_at(self.at, k=3))
         return f'“{html.escape(names[self.at].replace("▁", ""))}” looks at {s}'
     def _repr_html_(self):
@@ -159,7 +167,7 @@ class AttentionView:
             + pick('u5-head', opts([(-1,'all'),*[(i,i+1) for i in range(h)]], -1), 'head'))
         block = lambda cls,name,t: f'<div style="font-size:.8em;opacity:.7">{name}</div><div class="{cls}" style="line-height:1.8;overflow-wrap:anywhere">{_spans(t)}</div>' if len(t) else ''
         data = json.dumps({k:pack_topk(v) for k,v in self.sides.items()}, separators=(',',':'))
-        return (f'<div style="max-width:70em"><div class="u5-ctl" style="display:none;margin-bottom:.3em">{ctl}</div><div class="u5-say" style="margin:.2em 0" aria-live="polite">{self._still()}</div>'
+        return (f'<div style="max-width:70em"><div class="u5-ctl" style="display:none;margin-bottom:.3em">{ctl}</div><div class="u5-say" data-at="{self.at}" style="margin:.2em 0" aria-live="polite">{self._still()}</div>'
             + block('u5-read', 'read', self.read)+block('u5-wrote', 'written', self.wrote)
             + f'<script type="application/json" class="u5-data">{data}</script><script>{_JS}</script></div>')
 
@@ -188,7 +196,7 @@ def plot_attention(v: AttentionView, side: str|None=None, # one of its sides
     import matplotlib.pyplot as plt
     side = side or v.side
     w = v.sides[side].dense()[layer]
-    w,rows,cols = w.mean(0) if head is None else w[head],v.read if side=='encoder' else v.wrote,v.wrote if side=='decoder' else v.read
+    w,(rows,cols) = w.mean(0) if head is None else w[head],v.names(side)
     ax = ax or plt.subplots(figsize=(max(4., 1.6+.25*len(cols)),max(2.2, 1.2+.25*len(rows))), layout='constrained')[1]
     im = ax.imshow(w, cmap='cividis', vmin=0, vmax=max(w.max(), 1e-6), aspect='auto')
     clean = lambda xs: [o.replace('▁', '') or '▁' for o in xs]
