@@ -9,6 +9,7 @@ __all__ = ['name_of', 'by_name', 'options', 'describe', 'restore']
 
 # %% ../../nbs/api/37a_train.travel.ipynb #03159ba2
 import dis,importlib,inspect,sys,textwrap,types
+from enum import Enum
 from functools import partial
 from pathlib import Path
 import numpy as np,torch
@@ -56,31 +57,41 @@ def _from_source(d, known):
 
 # %% ../../nbs/api/37a_train.travel.ipynb #3f36ae26
 def _parameters(cls):
-    "Names of the options of a class; where they are passed on with `**kwargs`, those of its parents too"
-    names = {}
+    "Options of a class by name; where they are passed on with `**kwargs`, those of its parents too, and the names under which such a dict may be kept"
+    named,rest = {},[]
     for c in cls.__mro__:
         if '__init__' not in c.__dict__ or c is object: continue
         ps = list(inspect.signature(c.__init__).parameters.values())[1:]
-        names.update({p.name:p for p in ps if p.kind not in (p.VAR_KEYWORD,p.VAR_POSITIONAL) and p.name not in names})
-        if not any(p.kind==p.VAR_KEYWORD for p in ps): break
-    return names
+        named = {p.name:p for p in ps if p.kind not in (p.VAR_KEYWORD,p.VAR_POSITIONAL)} | named
+        more = [p.name for p in ps if p.kind==p.VAR_KEYWORD]
+        if not more: break
+        rest += more
+    return named,rest
 
+_other_names = dict(invert_arg='invert_args') # fastai's AccumMetric
+
+def _kept(obj):
+    "What an object keeps, by name"
+    return vars(obj).get('_buffers', {}) | vars(obj) | {k:vars(obj)[v] for k,v in _other_names.items() if v in vars(obj)}
+
+# %% ../../nbs/api/37a_train.travel.ipynb #eb59a54f
 def _plain(cls): # written in Python, and not one that holds data
     file = getattr(sys.modules[cls.__module__], '__file__', None) or ''
-    return file.endswith('.py') and cls.__module__.split('.')[0] not in ('numpy','pandas','torch')
+    return cls.__module__=='torch.nn.modules.loss' or file.endswith('.py') and cls.__module__.split('.')[0] not in ('numpy','pandas','torch')
 
 def options(obj, # of a class that keeps its options
     known: dict # see `describe`
 ) -> dict: # name -> described value
     "Options that would make `obj` again; raises TypeError for one that is not kept or can not travel"
-    cls,out = type(obj),{}
-    for k,p in _parameters(cls).items():
-        if k not in vars(obj):
-            if p.default is not p.empty: continue
-            raise TypeError(f'{cls.__name__} does not keep its option {k!r}')
-        v = vars(obj)[k]
-        if getattr(v, '__qualname__', '').startswith(f'{cls.__qualname__}.__init__.<locals>'): continue # a default of its own
-        out[k] = describe(v, known)
+    cls,kept,out = type(obj),_kept(obj),{}
+    named,rest = _parameters(cls)
+    for k,p in named.items():
+        if k not in kept and p.default is None: continue
+        if k not in kept: raise TypeError(f'a {cls.__name__} does not keep its option {k!r} and can not travel: leave it out, or give build=, a function that makes it there')
+        if getattr(kept[k], '__qualname__', '').startswith(f'{cls.__qualname__}.__init__.<locals>'): continue # a default of its own
+        out[k] = describe(kept[k], known)
+    for more in rest:
+        if isinstance(kept.get(more), dict): out |= {k:describe(v, known) for k,v in kept[more].items()}
     return out
 
 # %% ../../nbs/api/37a_train.travel.ipynb #300ace3d
@@ -92,6 +103,7 @@ def describe(obj, # value, function, class, schedule, callback, ..., or a nest o
     d = partial(describe, known=known)
     for k,o in known.items():
         if o is obj: return dict(known=k)
+    if isinstance(obj, Enum): return dict(enum=name_of(type(obj)), member=obj.name)
     if obj is None or isinstance(obj, (bool,int,float,str)): return obj
     if isinstance(obj, np.generic): return obj.item()
     if isinstance(obj, (list,L)): return [d(o) for o in obj]
@@ -126,6 +138,7 @@ def restore(d, # what `describe` gave
     if 'tensor' in d: return torch.tensor(d['tensor'], dtype=getattr(torch, d['dtype']))
     if 'partial' in d: return partial(r(d['partial']), *[r(o) for o in d['args']], **{k:r(v) for k,v in d['kwargs'].items()})
     if 'source' in d: return _from_source(d, known)
+    if 'enum' in d: return by_name(d['enum'])[d['member']]
     if 'make' not in d: return by_name(d['name'])
     cls = by_name(d['make'])
     return cls.from_dict(r(d['of'])) if 'of' in d else cls(**{k:r(v) for k,v in d['options'].items()})
