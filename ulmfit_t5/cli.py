@@ -1,4 +1,4 @@
-"""`ulmfit_t5 demo`, `pretrain`, `predict`, `datasets`: what is worth doing without a notebook.
+"""`ulmfit_t5 demo`, `pretrain`, `pretrain_t5`, `clean`, `predict`, `datasets`: what is worth doing without a notebook.
 
 Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/cli.html.md"""
 

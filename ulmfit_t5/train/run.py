@@ -1,4 +1,4 @@
-"""A long training run in a folder: time-boxed, resumable after `kill -9` to the same bits, its log a line of JSON a minute.
+"""The loop of pretraining, a run in a folder: time-boxed, resumable after `kill -9` to the same bits, its log a line of JSON a minute.
 
 Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.run.html.md"""
 
