@@ -33,13 +33,13 @@ def test_every_control_sets_the_state_and_follows_it():
     b = ScheduleBench(schedule='inv_sqrt')
     b.widget()
     new = dict(recipe='full', schedule='stlr', peak=.02, factor=1.5, cut=.5, ratio=10., k=33, each=2., final=6., restart=False)
-    assert set(b.skin.controls)==set(new)
+    assert set(b.view.controls)==set(new)
     for k,v in new.items():
-        b.skin.controls[k].value = v
+        b.view.controls[k].value = v
         assert getattr(b.state, k)==pytest.approx(v), k
-        assert f'u5-bench-{k}' in b.skin.controls[k]._dom_classes
+        assert f'u5-bench-{k}' in b.view.controls[k]._dom_classes
     b.set(cut=.25, recipe='gradual')
-    assert b.skin.controls['cut'].value==.25 and b.skin.controls['recipe'].value=='gradual'
+    assert b.view.controls['cut'].value==.25 and b.view.controls['recipe'].value=='gradual'
 
 def test_a_picture_is_renewed_in_place():
     "Where the bench is shown, every change updates the one output that stays"
@@ -48,18 +48,18 @@ def test_a_picture_is_renewed_in_place():
         def update(self, o): self.seen.append(o)
     b = ScheduleBench()
     b.widget()
-    h = b.skin.handle = Handle()
-    b.skin.controls['cut'].value = .4
+    h = b.view.handle = Handle()
+    b.view.controls['cut'].value = .4
     assert len(h.seen)==1 and 'cut_frac=0.4' in h.seen[0].html()
 
 def test_what_can_not_be_is_said_and_changes_nothing():
     b = ScheduleBench()
     b.widget()
     before = b.state
-    b.skin.controls['cut'].value = 0. # a slanted triangle that never climbs
-    assert b.state==before and 'cut_frac' in b.skin.error.value
-    b.skin.controls['cut'].value = .2
-    assert b.state.cut==.2 and b.skin.error.value==''
+    b.view.controls['cut'].value = 0. # a slanted triangle that never climbs
+    assert b.state==before and 'cut_frac' in b.view.error.value
+    b.view.controls['cut'].value = .2
+    assert b.state.cut==.2 and b.view.error.value==''
 
 def test_the_picture_stands_by_itself():
     for kw in (dict(), dict(recipe='full', schedule='constant'), dict(n_groups=1, recipe='last_only'), dict(final=.25, each=.25)):
@@ -94,9 +94,9 @@ def test_a_found_rate_becomes_the_peak_only_where_it_is_trusted():
 def test_buttons_need_a_learner():
     b = ScheduleBench()
     b.widget()
-    assert all(o.disabled for o in b.skin.buttons)
+    assert all(o.disabled for o in b.view.buttons)
     with pytest.raises(ValueError, match='no learner'): b.fit()
     own = ScheduleBench(learner())
     own.widget()
-    own.skin.buttons[0].click()
+    own.view.buttons[0].click()
     assert 'applied' in own.said and 'applied' in own.picture().html()

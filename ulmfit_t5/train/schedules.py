@@ -14,6 +14,7 @@ from dataclasses import dataclass,field
 
 import numpy as np
 from fastai.basics import Learner
+from fastai.callback.core import Callback,CancelTrainException
 from fastai.callback.schedule import ParamScheduler
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -189,8 +190,18 @@ def to_sched(sched, # a `Schedule` or a name
     sched,peaks = schedule(sched),np.atleast_1d(np.asarray(peak_lrs, float))
     return lambda pct: (peaks*float(sched(pct, n_steps))).tolist()
 
+class _Part(Callback):
+    "Ends the training of an epoch after `n` updates; the validation follows"
+    order,run_valid = 59,False
+    def __init__(self, n): self.n,self.done = n,0
+    def before_batch(self):
+        if self.done>=self.n: raise CancelTrainException()
+    def after_batch(self): self.done += 1
+    def after_cancel_train(self):
+        if hasattr(self.learn, 'recorder'): self.recorder.cancel_train = False # the row of the table stays whole
+
 @patch
-def fit_sched(self:Learner, n_epoch:int, # epochs
+def fit_sched(self:Learner, n_epoch:float, # epochs; the last one may be a part, and is validated like any other
     sched='stlr', # a `Schedule` or a name
     lr_max=None, # peak rate: a number, a slice, or one per group; None takes the Learner's
     moms=None, # None leaves momentum alone, one number sets it, three cycle it
@@ -200,9 +211,12 @@ def fit_sched(self:Learner, n_epoch:int, # epochs
     **kwargs # options of the schedule
 ):
     "Fit with any schedule; frozen groups stay frozen"
+    if not 0<n_epoch<math.inf: raise ValueError(f"n_epoch is {n_epoch}: give a number of epochs above 0, such as 3 or 0.5")
     if self.opt is None: self.create_opt()
-    sched,n = schedule(sched, **kwargs),n_epoch*len(self.dls.train)
+    sched,per = schedule(sched, **kwargs),len(self.dls.train)
+    n,whole = max(1, round(n_epoch*per)),math.ceil(n_epoch)
     self.opt.set_hyper('lr', self.lr if lr_max is None else lr_max)
-    scheds = {'lr':to_sched(sched, [h['lr'] for h in self.opt.hypers], n)}
-    if moms is not None: scheds['mom'] = lambda pct: float(momentum(pct, moms, sched.turn))
-    self.fit(n_epoch, cbs=ParamScheduler(scheds)+L(cbs), reset_opt=reset_opt, wd=wd)
+    rates,stretch = to_sched(sched, [h['lr'] for h in self.opt.hypers], n),whole*per/n # fastai's progress is that of whole epochs
+    scheds = {'lr':lambda pct: rates(min(pct*stretch, 1.))}
+    if moms is not None: scheds['mom'] = lambda pct: float(momentum(min(pct*stretch, 1.), moms, sched.turn))
+    self.fit(whole, cbs=[ParamScheduler(scheds),_Part(n)]+L(cbs), reset_opt=reset_opt, wd=wd)

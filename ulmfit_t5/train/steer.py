@@ -41,7 +41,7 @@ class Steering(Callback):
         self._init_state()
         self.folder,self.keep,self.keep_origin,self.origin = folder,keep,keep_origin,None
         self.opens,self.lrs,self.factor,self.points,self.log = {},{},None,{},[]
-        self.steps_done,self.fit_no,self.until,self.waited = 0,-1,None,0.
+        self.steps_done,self.fit_no,self.until,self.waited,self.halted = 0,-1,None,0.,False # halted: a command ended the last fit
         self._begin()
 
     def _init_state(self): self.cond,self.queue,self.thread,self.job,self.watchers = threading.Condition(),[],None,None,[]
@@ -110,24 +110,33 @@ def _tell(self:Steering, t=None):
 
 # %% ../../nbs/api/36_train.steer.ipynb #9676a4e8
 @patch
-def _lent(self:Steering, g):
+def _lent(self:Steering, planned, g):
     "A rate for group `g`, which the schedule has at 0"
-    top = max((i for i,o in enumerate(self.planned) if o>0), default=None)
+    top = max((i for i,o in enumerate(planned) if o>0), default=None)
     if top is None: return 0.
-    driver,ladder = getattr(self.learn, 'stage_driver', None),np.ones(len(self.planned))
+    driver,ladder = getattr(self.learn, 'stage_driver', None),np.ones(len(planned))
     if getattr(driver, 'now', None) is not None:
         stage = driver.sched.stages[driver.now]
         ladder = discriminative(stage.lr, len(ladder), stage.factor)
-    return float(self.planned[top]*ladder[g]/ladder[top])
+    return float(planned[top]*ladder[g]/ladder[top])
 
 @patch
-def _wanted(self:Steering):
-    lrs = [self._lent(g) if not o and self.opens.get(g) else o for g,o in enumerate(self.planned)]
+def _wanted(self:Steering, planned):
+    "Rates to step with where the schedule has these"
+    lrs = [self._lent(planned, g) if not o and self.opens.get(g) else o for g,o in enumerate(planned)]
     top = max((i for i,o in enumerate(lrs) if o>0), default=None)
     if self.factor and top is not None: lrs = [lrs[top]*self.factor**(i-top) if o>0 else o for i,o in enumerate(lrs)]
     return [0. if self.opens.get(g) is False else self.lrs.get(g, o) for g,o in enumerate(lrs)]
 
 # %% ../../nbs/api/36_train.steer.ipynb #9a476f85
+@patch
+def trains(self:Steering, g:int) -> list: # of bool, for each parameter of the group
+    "Which parameters of a group train, with the user's wish where there is one"
+    own = self.flags.get(g) or [p.requires_grad for p in self.params[g]] # as it is without a wish
+    want = self.opens.get(g)
+    return own if want is None or want and any(own) else [want]*len(own)
+
+# %% ../../nbs/api/36_train.steer.ipynb #99a64588
 def _set_flags(ps, flags):
     for p,f in zip(ps, flags):
         p.requires_grad_(f)
@@ -137,10 +146,10 @@ def _set_flags(ps, flags):
 def _hold_groups(self:Steering):
     changed = []
     for g,ps in enumerate(self.opt.param_lists):
-        want = self.opens.get(g)
-        flags = self.flags.pop(g, None) if want is None else [want]*len(ps)
-        if flags is None or all(p.requires_grad==f for p,f in zip(ps, flags)): continue
-        if want is not None: self.flags.setdefault(g, [p.requires_grad for p in ps])
+        flags,held = self.trains(g),self.opens.get(g) is not None
+        if not held: self.flags.pop(g, None)
+        if flags==[p.requires_grad for p in ps]: continue
+        if held: self.flags.setdefault(g, [p.requires_grad for p in ps])
         _set_flags(ps, flags)
         changed += [id(p) for p in ps]
     if changed: self._norms(set(changed))
@@ -192,10 +201,9 @@ def frozen(self:Steering) -> list: # of bool, bottom first
 
 @patch(as_prop=True)
 def rates(self:Steering) -> list: # bottom first; 0 where a group does not train
-    "Rates of the step under way or just done; before any fit the Learner's own"
+    "Rates of the step under way or just done, else those that the Learner's own make with what is held"
     now = self.using if self.active else None
-    if now is None and self.opt is not None: now = [float(h['lr']) for h in self.opt.hypers]
-    if now is None: now = discriminative(self.lr, len(self.params), None)
+    if now is None: now = self._wanted(discriminative(self.lr, len(self.params), None) if self.opt is None else [float(h['lr']) for h in self.opt.hypers])
     return [0. if f else float(r) for f,r in zip(self.frozen, now)]
 
 # %% ../../nbs/api/36_train.steer.ipynb #6ffdfeb6
@@ -205,23 +213,30 @@ def before_fit(self:Steering):
     if hasattr(self.learn, 'lr_finder') or not _inside('_with_events', me) or (self.active and _fitting(me)): return
     self._let_go()
     if self.job is None: self._begin()
-    self.active,self.thread,self.fit_no = True,me,self.fit_no+1
+    self.active,self.thread,self.fit_no,self.halted = True,me,self.fit_no+1,False
     if self.keep_origin and self.origin is None: self.origin = {n:p.detach().clone() for n,p in self.model.named_parameters()}
 
+# %% ../../nbs/api/36_train.steer.ipynb #27355273
 @patch
 def before_epoch(self:Steering):
-    if self.active and (self.ending or self.stopped): raise CancelFitException
+    if self.active and (self.ending or self.stopped): self._halt()
 
+@patch
+def _halt(self:Steering):
+    self.halted = True
+    raise CancelFitException
+
+# %% ../../nbs/api/36_train.steer.ipynb #d95d5ca1
 @patch
 def before_batch(self:Steering):
     if not self.active: return
     if self.training: self.planned = [float(h['lr']) for h in self.opt.hypers]
     self._drain()
     self._wait()
-    if self.stopped: raise CancelFitException
+    if self.stopped: self._halt()
     if not self.training: return
     self._hold_groups()
-    self.using = self._wanted()
+    self.using = self._wanted(self.planned)
     if self.using!=self.planned: self.opt.set_hyper('lr', self.using)
 
 # %% ../../nbs/api/36_train.steer.ipynb #7cd91abf

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from fastai.learner import Learner
 
 # %% ../../nbs/api/36a_train.steered.ipynb #ece551c6
+from .listen import *
 from .steer import *
 
 # %% ../../nbs/api/36a_train.steered.ipynb #20771ce0
@@ -56,7 +57,8 @@ class SteeredRun:
 @patch
 async def _wait(self:SteeredRun):
     self.awaited,f = True,asyncio.wrap_future(self.future)
-    try: return await asyncio.shield(f)
+    try:
+        with listening(): return await asyncio.shield(f)
     except (asyncio.CancelledError,KeyboardInterrupt):
         self.stop()
         await asyncio.wait([f])

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..train.groups import group_names,open_groups,param_groups
 from ..train.lr_find import RateSearch,search_rate
 from ..train.unfreeze import UnfreezeSchedule
-from .live import has_kernel
+from .live import Panel,has_kernel
 from .paint import *
 
 # %% ../../nbs/api/65_widgets.bench.ipynb #50be8944
@@ -102,13 +102,13 @@ def rate_lanes(rates: np.ndarray, # (steps groups), 0 where frozen
         f"font-family='system-ui,sans-serif' font-size='11' shape-rendering='crispEdges'>{hatch}{''.join(out)}</svg>")
 
 # %% ../../nbs/api/65_widgets.bench.ipynb #7b543b3a
-class ScheduleBench:
+class ScheduleBench(Panel):
     "Choose, drag, look, take the code, apply: schedules of rates by group and time"
     def __init__(self, learn=None, # fastai Learner whose groups and batches are taken; without one, five groups and `steps_per_epoch`
         steps_per_epoch: int=100, # updates drawn per epoch, without a learner
         **kwargs # values of `BenchState` to begin with
     ):
-        self.learn,self.search,self.said,self.skin,self.listeners = learn,None,'',None,[]
+        self.learn,self.search,self.said,self.listeners = learn,None,'',[]
         gs = None if learn is None else param_groups(learn)
         self.names = None if gs is None else group_names(gs, learn.model)
         self.steps_per_epoch = steps_per_epoch if learn is None else max(1, len(learn.dls.train))
@@ -196,7 +196,7 @@ def find_rate(self:ScheduleBench, **kwargs) -> RateSearch: # of `search_rate`
 # %% ../../nbs/api/65_widgets.bench.ipynb #e7dcfbf1
 def _controls(w, s):
     "A widget for each value of the state"
-    lay,style = w.Layout(width='330px'),dict(description_width='150px')
+    lay,style = w.Layout(width='350px'),dict(description_width='165px')
     kw = dict(layout=lay, style=style)
     log = lambda lo,hi,v,step=.02,**k: w.FloatLogSlider(value=v, min=lo, max=hi, step=step, readout_format='.2g', **kw, **k)
     lin = lambda lo,hi,v,step,**k: w.FloatSlider(value=v, min=lo, max=hi, step=step, **kw, **k)
@@ -230,9 +230,13 @@ class BenchView:
         self.draw()
 
 # %% ../../nbs/api/65_widgets.bench.ipynb #d8084c57
+def _snapped(c, old, new):
+    "Is a new value only the place of the old one on a slider's steps, where the browser puts it unasked?"
+    return type(c).__name__=='FloatLogSlider' and abs(math.log10(new/old))<.51*c.step
+
 @patch
 def on(self:BenchView, name, value):
-    if self.busy: return
+    if self.busy or _snapped(self.controls[name], getattr(self.bench.state, name), value): return
     self.act(lambda: self.bench.set(**{name:value if isinstance(value, (str,bool,int)) else float(f'{value:.4g}')}))
 
 @patch
@@ -242,6 +246,7 @@ def act(self:BenchView, f):
     try: f()
     except Exception as e: self.error.value = f'<span role="alert" style="color:#D55E00">{esc(e)}</span>'
 
+# %% ../../nbs/api/65_widgets.bench.ipynb #38c8c084
 @patch
 def draw(self:BenchView):
     "Bring controls and picture to what the state is"
@@ -258,14 +263,11 @@ def draw(self:BenchView):
 
 # %% ../../nbs/api/65_widgets.bench.ipynb #4c4eec99
 @patch
-def widget(self:ScheduleBench):
-    "The controls as one ipywidget"
-    if self.skin is None: self.skin = BenchView(self)
-    return self.skin.root
+def new_view(self:ScheduleBench): return BenchView(self)
 
 @patch
 def _ipython_display_(self:ScheduleBench):
     from IPython.display import display
     if not has_kernel(): return display(self.picture())
     display(self.widget())
-    self.skin.handle = display(self.picture(), display_id=True)
+    self.view.handle = display(self.picture(), display_id=True)

@@ -16,12 +16,12 @@ from fastai.callback.core import Callback
 # %% ../../nbs/api/62_widgets.board.ipynb #3a6bd8a0
 from ..train.layer_stats import layer_stats
 from ..train.steer import steering
-from .live import Live
+from .live import Live,Panel
 from .paint import *
 from .trace import Trace,board_html
 
 # %% ../../nbs/api/62_widgets.board.ipynb #98d10d2a
-class LayerBoard:
+class LayerBoard(Panel):
     "Watch the layers of a learner, and freeze, open, pace or reset its groups"
     def __init__(self, learn, # any fastai Learner with parameter groups
         every_s: float=.5, # seconds between drawings, at least
@@ -31,7 +31,7 @@ class LayerBoard:
     ):
         self.learn,self.every_s,self.share,self.layers = learn,every_s,share,layers
         self.steer,self.stats = steering(learn),layer_stats(learn, **stats)
-        self.opened,self.tickets,self.view,self.due,self.failed,self.lock = set(),[],None,0,None,threading.Lock()
+        self.opened,self.tickets,self.due,self.failed,self.lock = set(),[],0,None,threading.Lock()
         self.live = Live(lambda: self.picture(), lambda: self.widget(), lambda: self.steer.running)
         self._begin_trace()
         if hasattr(learn, 'board_watch'): learn.remove_cb(learn.board_watch)
@@ -110,8 +110,16 @@ def html(self:LayerBoard, layers: bool=False):
     "The table as it is now"
     s = self.update().steer
     opens = [not o for o in s.frozen]
-    return board_html(self.trace, opens, s.rates, opened=self.opened, layers=layers)
+    return board_html(self.trace, opens, s.rates, opened=self.opened, layers=layers, parts=self._parts())
 
+@patch
+def _parts(self:LayerBoard):
+    "Of each layer, does it train? None for some of its parameters"
+    on = {id(p):o for g,ps in enumerate(self.steer.params) for p,o in zip(ps, self.steer.trains(g))}
+    some = lambda os: True if all(os) else None if any(os) else False
+    return [some([on[id(p)] for p in l.params]) for l in self.stats.layers]
+
+# %% ../../nbs/api/62_widgets.board.ipynb #1398bb67
 @patch
 def picture(self:LayerBoard) -> Picture:
     "The board as a picture that stays"
@@ -238,10 +246,7 @@ def draw(self:BoardView, final=False):
 
 # %% ../../nbs/api/62_widgets.board.ipynb #a7435e96
 @patch
-def widget(self:LayerBoard):
-    "The controls and the live table as one ipywidget"
-    if self.view is None: self.view = BoardView(self)
-    return self.view.root
+def new_view(self:LayerBoard): return BoardView(self)
 
 @patch
 def _ipython_display_(self:LayerBoard): self.live.show()

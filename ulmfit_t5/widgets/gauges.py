@@ -151,7 +151,7 @@ def after_epoch(self:Gauges):
 def after_fit(self:Gauges):
     if not self.on or self.steer.active: return
     self.on = False
-    self.tick('stopped' if self.steer.stopped or self.steer.ending else 'ended')
+    self.tick('stopped' if self.steer.halted else 'ended')
 
 # %% ../../nbs/api/63b_widgets.gauges.ipynb #9e98f7fe
 @patch

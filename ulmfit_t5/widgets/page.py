@@ -30,7 +30,7 @@ def tint(v: float, # -1 to 1; clipped
 def num(v) -> str: # three digits, such as '0.0123', '1.2e-05', '7.1M'
     "A number as one reads it in a chart"
     if v is None or not math.isfinite(v): return '–' if v is None or math.isnan(v) else '∞' if v>0 else '-∞'
-    a = abs(v)
+    a = abs(v := float(f'{v:.3g}'))
     return human(v) if a>=1e3 else f'{v:.3g}' if a==0 or a>=1e-3 else f'{v:.1e}'.replace('.0e', 'e').replace('e-0', 'e-')
 
 # %% ../../nbs/api/60a_widgets.page.ipynb #a01d772c

@@ -11,7 +11,7 @@ __all__ = ['smooth', 'Track', 'rate_map', 'Replay', 'ReplayView']
 import math,numpy as np
 from fastcore.basics import patch
 from ..train.events import Run,read_log
-from .live import has_kernel
+from .live import Panel,has_kernel
 from .paint import *
 from .trace import Trace,board_html,state_html
 
@@ -86,7 +86,7 @@ def _strip(run, g, at, edges, step, last, strength, box):
     return ''.join(res)
 
 # %% ../../nbs/api/63_widgets.replay.ipynb #47b4a388
-class Replay:
+class Replay(Panel):
     "One run, or two side by side, at a step"
     def __init__(self, *runs): # paths of logs, or what `read_log` gave: one or two
         if not 1<=len(runs)<=2: raise ValueError(f"a replay shows one run or two side by side, and was given {len(runs)}")
@@ -96,7 +96,7 @@ class Replay:
         a,b = self.runs[0],self.runs[-1]
         if a.groups!=b.groups: raise ValueError(f"the runs have other groups, {a.title}: {', '.join(a.groups)}; {b.title}: {', '.join(b.groups)}: replay them one by one")
         self.names = [a.title] if len(runs)==1 else [a.title,b.title] if a.title!=b.title else [f'{a.title} (A)',f'{b.title} (B)']
-        self.tracks,self.view = [Track(r) for r in self.runs],None
+        self.tracks = [Track(r) for r in self.runs]
         self.last = max(len(r) for r in self.runs)-1
         self._position = self.last
     @property
@@ -225,10 +225,7 @@ class ReplayView:
 
 # %% ../../nbs/api/63_widgets.replay.ipynb #758621bf
 @patch
-def widget(self:Replay):
-    "The replay as an ipywidget"
-    if self.view is None: self.view = ReplayView(self)
-    return self.view.root
+def new_view(self:Replay): return ReplayView(self)
 
 @patch
 def export(self:Replay, path, # of the .html file

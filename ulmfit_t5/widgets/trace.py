@@ -42,6 +42,11 @@ class Trace:
     def most(self, kind, what='group') -> float:
         "The greatest value over all rows of a kind"
         return max((x for v in self.values for r,m in v.items() if r[0]==what and (x := m.get(kind)) is not None and math.isfinite(x)), default=0.)
+    def parts(self, opens, step: int|None=None) -> list: # of each layer: does it train?
+        "Layers that train, as far as samples tell: those of an open group that had a gradient when it was last seen open"
+        v = self.values[:self.upto(step)][-1:]
+        seen = [bool(v) and v[0]['group',g].get('grad') is not None for g in range(len(self.names))]
+        return [bool(opens[l[3]]) and (not seen[l[3]] or v[0]['layer',i].get('grad') is not None) for i,l in enumerate(self.layers)]
     def count(self, g): return sum(l[2] for l in self.layers if l[3]==g) # parameters of a group
 
 # %% ../../nbs/api/61a_widgets.trace.ipynb #ce794f54
@@ -52,9 +57,9 @@ HEAD = dict(state='state', rate='rate', grad='grad / weight', update='update / w
 
 def state_html(train: bool|None # None: some of it trains
 ) -> str: # HTML
-    "Open or frozen, in word, shape and colour"
-    words,colour,fill = ('open',PALETTE[0],True) if train else ('frozen','#808080',False)
-    box = f'display:inline-block;vertical-align:-1px;width:9px;height:9px;border:2px solid {colour};background:{colour if fill else "transparent"}'
+    "Open, frozen or open in part, in word, shape and colour"
+    words,colour,fill = {True:('open',PALETTE[0],PALETTE[0]), None:('partly',PALETTE[0],f'linear-gradient(0deg,{PALETTE[0]} 50%,transparent 50%)'), False:('frozen','#808080','transparent')}[train]
+    box = f'display:inline-block;vertical-align:-1px;width:9px;height:9px;border:2px solid {colour};background:{fill}'
     return f'<span style="white-space:nowrap"><span style="{box}"></span> {words}</span>'
 
 # %% ../../nbs/api/61a_widgets.trace.ipynb #515d647e
@@ -67,22 +72,22 @@ def _cell(trace, row, kind, step, label, colour):
     words = num(now)
     if kind=='sd': words = f"{num(next((v for v in reversed(trace.series(row, 'mean', step)) if v is not None), None))} ± {num(now)}"
     if kind=='dead': words = f'{now:.0%}'
-    return f'<span style="white-space:nowrap">{sparkline(ys, 48, 18, colour, f"{label}, {HEAD[kind]}", span)} {esc(words)}</span>'
+    return f'<span style="white-space:nowrap">{sparkline(ys, 36, 18, colour, f"{label}, {HEAD[kind]}", span)} {esc(words)}</span>'
 
 def _row(trace, row, name, train, rate, step, indent=0):
     kinds,group = ('grad','update','drift','sd','dead'),row[0]=='group'
-    colour = PALETTE[0] if train else '#808080'
+    colour = '#808080' if train is False else PALETTE[0]
     first = f'<span style="padding-left:{indent}px;white-space:nowrap">{name}</span>'
     seen = trace.series(('group',row[1] if group else trace.layers[row[1]][3]), 'rate', step)
-    r = _cell(trace, row, 'rate', step, 'rate', colour) if group and seen else esc(num(seen[-1] if seen else rate))
+    r = _cell(trace, row, 'rate', step, 'rate', colour) if group and seen else esc(num(0. if train is False else seen[-1] if seen else rate))
     return [first,state_html(train),r,*[_cell(trace, row, k, step, row[0]+f' {row[1]}', colour) for k in kinds]]
 
 # %% ../../nbs/api/61a_widgets.trace.ipynb #0a38a2bc
 def _heads(): return [f'<span title="{esc(HELP[k])}">{esc(v)}</span>' for k,v in HEAD.items()]
 
 def _table(rows, first):
-    th = ''.join(f'<th scope="col" style="text-align:left;padding:2px 7px;white-space:nowrap;border-bottom:1px solid #888;font-weight:600">{h}</th>' for h in [esc(first),*_heads()])
-    td = lambda c: f'<td style="text-align:left;padding:2px 7px;border-bottom:1px solid #8884">{c}</td>'
+    th = ''.join(f'<th scope="col" style="text-align:left;padding:2px 5px;white-space:nowrap;border-bottom:1px solid #888;font-weight:600">{h}</th>' for h in [esc(first),*_heads()])
+    td = lambda c: f'<td style="text-align:left;padding:2px 5px;border-bottom:1px solid #8884">{c}</td>'
     body = ''.join(f"<tr>{''.join(map(td, r))}</tr>" for r in rows)
     return f'<div style="overflow-x:auto"><table style="border-collapse:collapse;font-size:12px"><thead><tr>{th}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -91,17 +96,19 @@ def board_html(trace: Trace,
     rates, # of each group
     step: int|None=None, # the last step to show; all by default
     opened=(), # groups whose layers stand below them
-    layers: bool=True # a folded table of all layers at the end
+    layers: bool=True, # a folded table of all layers at the end
+    parts=None # does each layer train? None in it for some of it; what the samples tell by default
 ) -> str: # HTML
     "The board as a table"
-    rows,n = [],len(trace.names)
+    rows,n,parts = [],len(trace.names),parts or trace.parts(opens, step)
+    state = lambda g: (True if all(on) else None) if opens[g] and any(on := [parts[i] is not False for i in trace.rows['group',g]]) else bool(opens[g])
     def layer(i, g, indent):
         name,kind,count,_,shapes = trace.layers[i]
         what = f'{esc(name)} <span style="opacity:.65">{esc(kind)} {esc(", ".join("×".join(map(str, s)) for s in shapes))}, {human(count)}</span>'
-        return _row(trace, ('layer',i), what, opens[g], rates[g], step, indent)
+        return _row(trace, ('layer',i), what, parts[i], rates[g], step, indent)
     for g in reversed(range(n)):
         what = f'<b>{g}</b> {esc(trace.names[g])} <span style="opacity:.65">{human(trace.count(g))}</span>'
-        rows.append(_row(trace, ('group',g), what, opens[g], rates[g], step))
+        rows.append(_row(trace, ('group',g), what, state(g), rates[g], step))
         if g in opened: rows += [layer(i, g, 18) for i in reversed(trace.rows['group',g])]
     html = _table(rows, 'group, parameters')
     if not layers: return html
