@@ -6,7 +6,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/core.html.md"""
 
 # %% auto #0
 __all__ = ['data_home', 'cache_home', 'bundled', 'sha256_file', 'stable_hash', 'standing_path', 'atomic_path', 'write_json',
-           'seed_everything', 'bf16_fast', 'default_device', 'keep_freed_memory', 'human', 'seconds']
+           'seed_everything', 'bf16_fast', 'default_device', 'keep_freed_memory', 'human', 'n_of', 'seconds']
 
 # %% ../nbs/api/00_core.ipynb #5aa88038
 import ctypes,hashlib,json,os,platform,random,re,shutil,sys,tempfile,time
@@ -166,6 +166,10 @@ def human(n: float) -> str: # e.g. '7.1M'
     for div,unit in ((1e9,'B'),(1e6,'M'),(1e3,'k')):
         if abs(n)>=div: return f'{n/div:.3g}{unit}'
     return f'{n:.3g}'
+
+def n_of(n: int, noun: str) -> str: # such as '1 row' and '1,200 rows'
+    "So many of something"
+    return f'{n:,} {noun}' + ('' if n==1 else 's')
 
 def seconds(budget: float|str|None) -> float|None:
     "Seconds in a budget such as 90, '90s', '3min' or '1.5h'"

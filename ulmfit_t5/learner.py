@@ -50,7 +50,7 @@ class Facts(NamedTuple):
 def facts(dls # fastai `DataLoaders`
 ) -> Facts:
     "Read them off the loaders; raises TypeError for loaders that are not of this library"
-    ds = getattr(dls.train, 'ds', None)
+    ds = getattr(getattr(dls, 'train', None), 'ds', None)
     tok = getattr(dls, 'tok', None) or getattr(ds, 'tok', None)
     if tok is None or ds is None: raise TypeError('these loaders do not say how their text was tokenised: make them with TextDataLoaders, or a DataBlock with ulmfit_t5\'s TextBlock')
     labels = None if ds.labels is None else [str(o) for o in ds.labels]
@@ -61,7 +61,8 @@ def facts(dls # fastai `DataLoaders`
 def check_targets(f: Facts, # of the loaders
     weight=None # of each class
 ):
-    "Raise ValueError where there is but one class to tell, or not one weight for each output"
+    "Raise ValueError where there is nothing to tell, or but one class, or not one weight for each output"
+    if f.n_out<1: raise ValueError('these loaders have no labels, and a classifier needs them: make them without is_lm=True, and with label_cols= where the column has another name')
     if f.task=='single' and f.n_out<2: raise ValueError(f'all labels are {f.labels[0]!r}, and a classifier needs two classes or more: look at the column of labels')
     if weight is not None and len(weight)!=f.n_out:
         raise ValueError(f'weight has {len(weight)} values for {f.n_out} outputs: give one for each of {", ".join(map(str, f.labels))}, in this order')
@@ -77,6 +78,9 @@ def default_cbs(alpha: float=2., # AR
     if clip: cbs.append(GradClip(clip))
     return cbs + ([MixedBF16()] if (bf16_fast(default_device()) if bf16 is None else bf16) else [])
 
+def _no_optimizer(with_opt): # fastai's callbacks ask for it
+    if with_opt: raise TypeError('a saved model holds no state of an optimizer: leave with_opt out, or give the fit cbs=Resumable(folder), which keeps all of it')
+
 class TextLearner(Learner):
     "A fastai `Learner` whose files are artefacts, not pickles"
     def __init__(self, dls, model, loss_func, tok, backwards=False, preset='adamw', opt_func=None, cbs=None, reg=None, **kwargs):
@@ -87,6 +91,9 @@ class TextLearner(Learner):
     def export(self, *args, **kwargs):
         "Closed: fastai's export is a pickle, which runs code when it is opened"
         raise TypeError('export would write a pickle, which can run code when it is opened: use learn.save(folder), and load it without training data')
+    def _do_fit(self):
+        if len(self.dls.loaders)<2: raise ValueError('fastai validates after each epoch, and these loaders have nothing to validate with: make them with a second set, such as from_sets(train, valid)')
+        super()._do_fit()
     @delegates(Learner.lr_find)
     def lr_find(self, **kwargs):
         "fastai's search for a rate; weights, optimizer, loaders and random generators are afterwards as they were"
@@ -97,7 +104,8 @@ class TextLearner(Learner):
         finally:
             del self.save
             load_training_state(self, was)
-    def _saved(self, path, kind): # what `load` reads; raises ArtefactError where it belongs to other loaders
+    def _saved(self, path, kind, with_opt=False): # what `load` reads; raises ArtefactError where it belongs to other loaders
+        _no_optimizer(with_opt)
         a = load_artefact(model_path(path), kind=kind)
         check_direction(a.config, self.backwards, path)
         vocab = load_tokenizer(a.path).vocab
@@ -111,11 +119,16 @@ class LMLearner(TextLearner):
     def save(self, path, # folder to write
         card: str|None=None, # Markdown of the model card
         dtype: str|None=None, # 'fp16' halves the file
+        with_opt: bool=False, # fastai's, must be False
         **info # plain values to keep
-    ): return save_language_model(path, self.model, self.tok, self.backwards, card, dtype, **info)
-    def load(self, path): # folder with a language model of the same vocabulary
-        "Fill the model from an artefact"
-        load_tensors(self.model, self._saved(path, 'language_model').tensors, str(path))
+    ):
+        _no_optimizer(with_opt)
+        return save_language_model(path, self.model, self.tok, self.backwards, card, dtype, **info)
+    def load(self, path, # folder with a language model of the same vocabulary
+        with_opt: bool=False # fastai's, must be False
+    ):
+        "Fill the model from an artefact. Raises ArtefactError where the vocabulary is another"
+        load_tensors(self.model, self._saved(path, 'language_model', with_opt).tensors, str(path))
         return self
     def get_preds(self, *args, **kwargs):
         "Closed: the predictions would be a probability for every word at every place"
@@ -157,6 +170,7 @@ def language_model_learner(dls, # loaders of language-model batches
 ) -> LMLearner:
     "A learner for stage B: a pretrained language model on the target corpus (ULMFiT section 3.2)"
     f,config = facts(dls),scale_dropouts(config, drop_mult)
+    if not isinstance(dls.train, LMLoader): raise TypeError('a language model reads streams of text, and these loaders give documents: make them with is_lm=True')
     if pretrained is None: lm = language_model(len(f.tok), config)
     else:
         s = load_language_model(pretrained, f.tok, token_counts(f.corpus, len(f.tok)), **{k:v for k,v in config.items() if k in DROPOUTS})
@@ -194,11 +208,16 @@ class ClassifierLearner(TextLearner):
     def save(self, path, # folder to write
         card: str|None=None, # Markdown of the model card
         dtype: str|None=None, # 'fp16' halves the file
+        with_opt: bool=False, # fastai's, must be False
         **info # plain values to keep
-    ): return save_classifier(path, self.model, self.tok, self.labels, self.task, self.backwards, card, dtype, **info)
-    def load(self, path): # folder with a classifier of the same vocabulary and labels
+    ):
+        _no_optimizer(with_opt)
+        return save_classifier(path, self.model, self.tok, self.labels, self.task, self.backwards, card, dtype, **info)
+    def load(self, path, # folder with a classifier of the same vocabulary and labels
+        with_opt: bool=False # fastai's, must be False
+    ):
         "Fill the model from an artefact. Raises ArtefactError where vocabulary or labels are others"
-        a = self._saved(path, 'classifier')
+        a = self._saved(path, 'classifier', with_opt)
         if a.config['labels']!=self.labels: raise ArtefactError(f"{path} tells {_few(a.config['labels'])} apart, and the loaders have {_few(self.labels)}: "
             'give them the same labels in the same order, or use TextPredictor.load, which needs no loaders')
         load_tensors(self.model, a.tensors, str(path))

@@ -187,6 +187,19 @@ def _window(self:LMLoader, epoch, p, n):
     lens,sign = np.minimum(cum[k+1], end.repeat(k1-k0))-start,-1 if ds.backwards else 1
     return ds.ids[spans(base[k]+sign*start, lens, sign)].reshape(len(p), n+1) # (b n+1)
 
+# %% ../../nbs/api/12a_data.batches.ipynb #f864a37b
+@patch
+def show_batch(self:LMLoader, b=None, # a batch; the next by default
+    max_n: int=9, # streams
+    trunc_at: int=150, # words of a text
+    show: bool=True, # else return what would be shown
+    **kwargs
+):
+    "Table of windows and of their targets"
+    shown = TfmdDL.show_batch(self, b, max_n=max_n, show=False)
+    if not show: return shown
+    display_df(pd.DataFrame([[o.truncate(trunc_at) for o in s] for s in shown[2]], columns=['text','text_']))
+
 # %% ../../nbs/api/12a_data.batches.ipynb #5533ae33
 def bucket_order(lens, # length of each document
     bs: int, # documents of a batch

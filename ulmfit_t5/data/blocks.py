@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np,pandas as pd,torch
 from fastai.data.block import TransformBlock
-from fastai.data.core import TfmdDL
 from fastai.text.data import TensorText
-from fastai.torch_core import TitledStr,display_df
-from fastcore.basics import patch
+from fastai.torch_core import TitledStr
 from fasttransform.transform import Transform
 
 # %% ../../nbs/api/14_data.blocks.ipynb #00e24b36
+from ..core import n_of
 from .corpus import tokenize_corpus
 from .tables import *
 from .batches import *
@@ -299,16 +298,3 @@ class TextBlock(TransformBlock):
     ):
         kw = dict(seq_len=seq_len) if is_lm else {}
         super().__init__(type_tfms=[TextIds(tok, backwards, cache, progress, 2 if is_lm else 0)], dl_type=LMLoader if is_lm else BucketLoader, dls_kwargs=kw)
-
-# %% ../../nbs/api/14_data.blocks.ipynb #f864a37b
-@patch
-def show_batch(self:LMLoader, b=None, # a batch; the next by default
-    max_n: int=9, # streams
-    trunc_at: int=150, # words of a text
-    show: bool=True, # else return what would be shown
-    **kwargs
-):
-    "Table of windows and of their targets"
-    shown = TfmdDL.show_batch(self, b, max_n=max_n, show=False)
-    if not show: return shown
-    display_df(pd.DataFrame([[o.truncate(trunc_at) for o in s] for s in shown[2]], columns=['text','text_']))

@@ -25,11 +25,12 @@ class Corpus:
         path # folder that `tokenize_corpus` made
     ):
         self.path = Path(path)
-        try: self.meta = json.loads((self.path/'meta.json').read_text())
-        except FileNotFoundError: raise FileNotFoundError(f'{path} is not a tokenised corpus: it has no meta.json; make one with `tokenize_corpus`') from None
-        self.offsets = np.load(self.path/'offsets.npy', mmap_mode='r')
-        n,want = self.offsets[-1],(self.path/'ids.bin').stat().st_size
-        dtype = np.dtype(self.meta['dtype'])
+        if not (self.path/'meta.json').exists(): raise FileNotFoundError(f'{path} is not a tokenised corpus: it has no meta.json; make one with `tokenize_corpus`')
+        try:
+            self.meta = json.loads((self.path/'meta.json').read_text())
+            self.offsets = np.load(self.path/'offsets.npy', mmap_mode='r')
+            n,want,dtype = self.offsets[-1],(self.path/'ids.bin').stat().st_size,np.dtype(self.meta['dtype'])
+        except (OSError,ValueError,KeyError,TypeError,IndexError) as e: raise ValueError(f'{path} is damaged ({e}); delete the folder and tokenise again') from e
         if n*dtype.itemsize!=want: raise ValueError(f'{path}/ids.bin has {want:,} bytes where {n*dtype.itemsize:,} were written; delete the folder and tokenise again')
         self.ids = np.memmap(self.path/'ids.bin', dtype=dtype, mode='r') if n else np.empty(0, dtype)
         if n and hasattr(mmap, 'MADV_NOHUGEPAGE'): self.ids._mmap.madvise(mmap.MADV_NOHUGEPAGE) # else a token would map 2 MB

@@ -18,11 +18,10 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 
 # %% ../../nbs/api/15_data.loaders.ipynb #79ffc831
-from ..core import default_device,human
+from ..core import default_device,human,n_of
 from .tokenizer import bundled_tokenizer
 from .corpus import tokenize_corpus
 from .batches import *
-from .tables import n_of
 from .blocks import *
 from .datasets import dataset_info,lm_texts,load_dataset
 

@@ -72,6 +72,7 @@ class UnfreezeSchedule:
     def __post_init__(self):
         for k in ('stages','cuts'): object.__setattr__(self, k, tuple(getattr(self, k)))
         if not self.stages: raise ValueError("a schedule needs at least one stage: give a list of Stage(...)")
+        if not (isinstance(self.n_groups, int) and self.n_groups>0): raise ValueError(f"n_groups is {self.n_groups!r}: give the number of parameter groups of the model, such as len(Groups(learn))")
         for s in self.stages: s.peaks(self.n_groups)
         if not self.restart and len({str(s.sched) for s in self.stages})>1: raise ValueError(
             f"one curve over all stages (restart=False) needs one schedule, and there are {', '.join(sorted({str(s.sched) for s in self.stages}))}")
