@@ -1,4 +1,4 @@
-"""Stage A of text to text: span corruption on raw text, then a mixture of tasks, in one command; time-boxed and resumable like the language model's.
+"""Stage A of text to text: words found again, spans put back, then a mixture of tasks, in one command; time-boxed and resumable like the language model's.
 
 Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/pretrain_t5.html.md"""
 
@@ -142,6 +142,7 @@ A small T5 (version 1.1 layers: gated GELU; embedding and softmax shared): the s
 | corpus | {corpus} |
 | files | {files} |
 | licence of the corpus | {licence} |
+| BERT-style denoising | {c_tokens:,} tokens in and out, {c_steps:,} steps, {c_seconds:,.0f} s |
 | span corruption | {d_tokens:,} tokens in and out, {d_steps:,} steps, {d_seconds:,.0f} s |
 | mixture of tasks | {tasks} |
 | | {t_tokens:,} tokens, {t_steps:,} steps, {t_seconds:,.0f} s, every fourth batch span corruption |
@@ -219,6 +220,7 @@ def _facts(prefix, run): # of a run, for the card
         f'{prefix}_{k}':0 for k in ('tokens','steps','seconds','loss')}
 
 def export_t5(path, # folder of the artefact
+    looking: T5Run|None, # BERT-style denoising
     first: T5Run, # span corruption
     second: T5Run|None, # the mixture
     tok, # tokenizer
@@ -236,7 +238,7 @@ def export_t5(path, # folder of the artefact
     c,scores = replace(model.config, p=.1),zero_shot(model, tok, valid)
     mixed = first.evaluate([shuffled(b, SpecialIds.of(tok)) for b in first.valid])
     card = _card.format(name=name or Path(path).name, licence=licence, corpus=corpus, files=', '.join(Path(o).name for o in files), tasks=tasks, command=command,
-        warm=f', but for the embedding, which began as that of {embed}' if embed else '', **_facts('d', first), **_facts('t', second),
+        warm=f', but for the embedding, which began as that of {embed}' if embed else '', **_facts('c', looking), **_facts('d', first), **_facts('t', second),
         params=sum(p.numel() for p in model.parameters()), vocab=c.vocab_sz, pieces=len(tok), n_scores=400, mixed=mixed,
         machine=machine(), dtype='bfloat16' if first.bf16 else 'float32',
         sizes=', '.join(f'{k} {getattr(c, k)}' for k in ('d_model','d_ff','n_layers','n_heads','d_kv')), scores='\n'.join(f'| {k} | {_said(s)} |' for k,s in scores.items()) or '| none | |')
@@ -249,6 +251,7 @@ def pretrain_t5(
     valid:str, # held-out text
     out:str, # folder of the run; call again with the same to go on
     tokenizer:str='awd-lstm-fwd', # folder of a tokenizer or a bundled name; sentinels come behind its pieces
+    copy_budget:str='10min', # time box of BERT-style denoising, in which it learns to look; '0s' leaves it out
     budget:str='60min', # time box of span corruption
     tasks:str='', # names of tasks, with `:split` where it is not train; none by default
     task_budget:str='20min', # time box of the mixture
@@ -258,15 +261,15 @@ def pretrain_t5(
     objective:str='span_3_15_u_u', # what the raw text is for
     inputs_length:int=128, # tokens of an input row in span corruption
     task_length:int=256, # and in the mixture
-    bs:int=16, # rows of a step in span corruption; half as many in the mixture
-    lr:float=2e-2, # peak rate of Adafactor; a third of it in the mixture
+    bs:int=8, # rows of a step; half as many, of half the length, while it learns to look: steps count there, not tokens
+    lr:float=1e-2, # peak rate of Adafactor; twice it while it learns to look, a third in the mixture
     threads:int=0, # torch threads; 0 leaves them as they are
     seed:int=42, # of weights, orders and noise
     corpus:str='', # what the text is, for the model card
     licence:str='cc-by-sa-3.0', # of the text, for the model card
     name:str='', # of the model, for its card
 ):
-    "Train a T5 on raw text and then on a mixture of tasks; resumable, time-boxed; the model is saved in OUT/model"
+    "Train a T5 on raw text, in two parts, and then on a mixture of tasks; resumable, time-boxed; the model is saved in OUT/model"
     given = dict(locals())
     if threads: torch.set_num_threads(threads)
     keep_freed_memory()
@@ -276,15 +279,19 @@ def pretrain_t5(
     seed_everything(seed)
     model = load_t5(None, tok, **T5_SIZES[size]|dict(vocab_sz=SpecialIds.of(tok).vocab_sz, p=0.))
     if embed: begin_with(model, embed)
+    looking = None
+    if seconds(copy_budget):
+        looking = T5Run(out/'looking', model, *corpus_data(c, v, tok, 'bert', max(8, inputs_length//2), max(1, bs//2), seed), lr=2*lr, budget=copy_budget, seed=seed, bs=bs)
+        looking.train()
     data,batches = corpus_data(c, v, tok, objective, inputs_length, bs, seed)
     first = T5Run(out/'spans', model, data, batches, lr=lr, budget=budget, seed=seed, bs=bs, inputs_length=inputs_length, objective=objective)
     print(f'{c}; one pass is {len(data):,} steps; {"bfloat16" if first.bf16 else "float32"} on {first.device}', flush=True)
     first.train()
     second,mix = None,'none'
     if train:
-        mix,tdata,tbatches = task_data(train, held, tok, task_length, max(1, bs//2), temperature, seed)
+        mix,tdata,tbatches = task_data(train, held, tok, task_length, bs, temperature, seed)
         both = Interleaved(tdata, data, start=first.step)
         second = T5Run(out/'tasks', model, both, tbatches, lr=lr/3, steps=10**9, budget=task_budget, seed=seed, bs=bs, tasks=str(mix))
         second.train()
-    print('saved in', export_t5(out/'model', first, second, tok, held, str(mix), command_line(pretrain_t5, given), corpus or str(texts), licence, embed, name, files))
+    print('saved in', export_t5(out/'model', looking, first, second, tok, held, str(mix), command_line(pretrain_t5, given), corpus or str(texts), licence, embed, name, files))
     return second or first
