@@ -223,6 +223,10 @@ class Text2TextDataLoaders(DataLoaders):
         res.tok,res.sp,res.examples,res.valid_examples,res.notes = tok,SpecialIds.of(tok),train,valid or {},notes
         res.lengths,res.long,res.mixture = (inputs_length,targets_length),long,mixture
         return res
+    def __repr__(self):
+        of = lambda exs: f"{sum(map(len, exs.values())):,} examples of {', '.join(map(repr, exs)) or 'nothing'}"
+        x,y = self.train.padding()
+        return f'{of(self.examples)} in {len(self.train):,} batches, padding {x:.1%} of the inputs and {y:.1%} of the targets; {of(self.valid_examples)} to validate'
     @property
     def tasks(self): return {k:ex.task for k,ex in self.examples.items()} # name -> `Task`
     @property

@@ -121,6 +121,7 @@ class TextWriter:
     ):
         store_attr()
         if dtype not in WEIGHT_TYPES: raise ValueError(f"weights in {dtype!r} are not known: choose 'bf16', 'fp16', or None for what they are")
+        if long not in ('cut','window'): raise ValueError(f"long={long!r} is not known: inputs beyond the limit are 'cut', or read in parts with 'window'")
         if inputs_length<2: raise ValueError(f'inputs_length is {inputs_length}: an input needs room for a token and its end, 2 at least')
         check_t5(model.config, tok)
         self.sp = SpecialIds.of(tok)

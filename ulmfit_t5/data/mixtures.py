@@ -143,16 +143,40 @@ def _only(m, tasks): return m.without(*[t for t in m.sizes if t not in tasks])
 def _then_each(first, m, tasks): return [first, *(PlanStage(t, TaskMixture(t, {t:m.sizes[t]}), first.name, (t,)) for t in tasks)]
 
 # %% ../../nbs/api/18_data.mixtures.ipynb #bbb6dbea
-def pretrain_then_each(m, tasks, corpora): return _then_each(PlanStage('pretrain', _only(m, corpora)), m, tasks)
+def pretrain_then_each(m: TaskMixture, # all tasks
+    tasks, # names of those with labels
+    corpora # and of those without
+) -> list: # of `PlanStage`
+    "The baseline: text without labels, then each task by itself"
+    return _then_each(PlanStage('pretrain', _only(m, corpora)), m, tasks)
 
-def multitask(m, tasks, corpora): return [PlanStage('multitask', m, evaluate=tuple(tasks))]
+def multitask(m: TaskMixture, # all tasks
+    tasks, # names of those with labels
+    corpora # and of those without
+) -> list: # of `PlanStage`
+    "Everything at once, and nothing after it"
+    return [PlanStage('multitask', m, evaluate=tuple(tasks))]
 
-def multitask_then_each(m, tasks, corpora): return _then_each(PlanStage('multitask', m), m, tasks)
+def multitask_then_each(m: TaskMixture, # all tasks
+    tasks, # names of those with labels
+    corpora # and of those without
+) -> list: # of `PlanStage`
+    "Everything at once, then each task by itself"
+    return _then_each(PlanStage('multitask', m), m, tasks)
 
 # %% ../../nbs/api/18_data.mixtures.ipynb #9bd639c4
-def supervised_then_each(m, tasks, corpora): return _then_each(PlanStage('supervised', m.without(*corpora)), m, tasks)
+def supervised_then_each(m: TaskMixture, # all tasks
+    tasks, # names of those with labels
+    corpora # and of those without
+) -> list: # of `PlanStage`
+    "All tasks with labels at once, then each by itself"
+    return _then_each(PlanStage('supervised', m.without(*corpora)), m, tasks)
 
-def leave_one_out(m, tasks, corpora):
+def leave_one_out(m: TaskMixture, # all tasks
+    tasks, # names of those with labels
+    corpora # and of those without
+) -> list: # of `PlanStage`
+    "Everything but a task at once, then that task, for each of them"
     return [s for t in tasks for s in (PlanStage(f'without {t}', m.without(t)), PlanStage(t, TaskMixture(t, {t:m.sizes[t]}), f'without {t}', (t,)))]
 
 # %% ../../nbs/api/18_data.mixtures.ipynb #3ec03969

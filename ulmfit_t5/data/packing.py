@@ -265,3 +265,5 @@ def make_batch(self:PackedDenoisingLoader, o):
     both = self.objective(x, self.sp, np.random.default_rng([self.seed, epoch, 1+int(p[0,0])]))
     rows = np.split(np.arange(len(p)), np.flatnonzero(np.diff(p[:,0]))+1)
     return collate_packed(*both, rows, *self.room, self.sp.pad_id)
+
+PackedDenoisingLoader.padding = DenoisingLoader.padding

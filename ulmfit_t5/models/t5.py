@@ -48,6 +48,9 @@ class T5Config:
         if self.arch not in ARCHS: raise ValueError(f"arch={self.arch!r} is not known: choose one of {', '.join(ARCHS)}")
         for k in ('vocab_sz','d_model','d_ff','n_layers','n_heads','d_kv'):
             if getattr(self, k)<1: raise ValueError(f'{k} is {getattr(self, k)}: it must be at least 1')
+        if self.dec_layers<1: raise ValueError(f'n_dec_layers is {self.n_dec_layers}: it must be at least 1, or None for as many as the encoder has')
+        if self.n_buckets<4 or self.max_distance<=self.n_buckets//2: raise ValueError(f'n_buckets={self.n_buckets}, max_distance={self.max_distance}: '
+            'give at least 4 buckets, and a distance above half their number')
         if not 0<=self.p<1: raise ValueError(f'dropout p={self.p}: it is a share from 0 up to 1')
     @property
     def dec_layers(self): return self.n_layers if self.n_dec_layers is None else self.n_dec_layers
