@@ -132,8 +132,8 @@ def test_top_losses_and_confusion_agree():
     for t,a in ((t,a) for t in it.labels for a in it.labels): assert len(it.confused(t, a))==it.confusion()[it.labels.index(t),it.labels.index(a)]
     assert it.most_confused(9).texts.sum()==it.wrong.sum()
     page = it.show_top_losses(2)
-    assert 'data' not in page.html or '<script' not in page.html
-    assert '<b>in</b>' not in page.html
+    assert '<script' not in page.html and '<b>in</b>' not in page.html
+    assert '&lt;b&gt;' in it.show_top_losses(4).html # what the text has of markup is shown as text
 
 def test_each_cell_opens_its_texts():
     "One radio button for each cell with texts, one rule and one list; keyboard reaches radio buttons by itself; no script"

@@ -1,6 +1,7 @@
 "Steering on real Learners: what is commanded happens at its step, what is not commanded changes no bit, and nothing is left behind"
 import os,signal,threading,time
 from functools import partial
+from types import SimpleNamespace
 import pytest,torch
 from fastai.basics import Callback,Learner,OptimWrapper
 from fastai.data.core import DataLoaders
@@ -118,7 +119,7 @@ def test_a_command_is_applied_within_a_batch():
     learn = learner(model=Slow())
     s,run = steering(learn),learn.steer('fit', 50)
     while s.steps_done<2: time.sleep(.01)
-    at,t = s.steps_done,s.send('freeze', group=0)
+    t,at = s.send('freeze', group=0),s.steps_done # read after it was sent, so that no step lies between
     assert t.wait(60)<=at+1
     run.stop()
     run.wait(60)
@@ -195,12 +196,22 @@ def test_interrupted_while_paused():
     learn.fit(1)
     assert s.steps_done==8 and all(p.requires_grad for p in learn.model.parameters())
 
-def test_a_pause_is_not_of_the_time_budget():
-    learn = learner()
-    s = steering(learn)
+@pytest.mark.parametrize('counted', [True,False])
+def test_a_pause_is_not_of_the_time_budget(monkeypatch, counted):
+    "By a clock of our own: batches take .05 s, the pause 1.5 s; if it were counted, the fit would be cut"
+    now,learn = [0.],learner()
+    class Move(Callback):
+        order = -20
+        def after_batch(self): now[0] += .05
+    class Sleepless(threading.Condition):
+        def wait(self, timeout=None): now[0] += timeout
+    for o in ('steer','commands'): monkeypatch.setattr(f'ulmfit_t5.train.{o}.time', SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    if counted: monkeypatch.setattr(Steering, '_lost', lambda self, secs: setattr(self, 'waited', self.waited+secs))
+    s,b = steering(learn),TimeBudget(1.2, say=None)
+    s.cond,b.clock = Sleepless(),lambda: now[0]
     s.send('pause', seconds=1.5, at=1)
-    learn.fit(2, cbs=(b := TimeBudget(1.2, say=None)))
-    assert s.steps_done==12 and s.waited>=1.5 and b.fits[0]['seconds']<1.2
+    learn.fit(2, cbs=[Move(),b])
+    assert s.waited>=1.5 and (s.steps_done<12)==counted and (b.fits[0]['seconds']<1.2)!=counted
 
 def test_a_killed_training_goes_on_with_what_was_held(tmp_path):
     class Kill(Callback):
