@@ -223,6 +223,7 @@ def read_tables(source, # DataFrame, file, folder, list, Hugging Face Dataset, o
         dicts = len(source) and all(isinstance(o, dict) for o in source)
         source = pd.DataFrame(list(source)) if dicts else pd.DataFrame(dict(text=pd.Series(list(source), dtype=object)))
     if isinstance(source, pd.DataFrame):
-        return {'':Table(source, name) if source.index.is_unique else Table(source.reset_index(drop=True), name, 'row at position')}
+        dup = source.index.duplicated().any() # before pandas 3, is_unique of a slice answers for the whole
+        return {'':Table(source.reset_index(drop=True), name, 'row at position') if dup else Table(source, name)}
     raise TypeError(f'texts can not be read from a {type(source).__name__}: give a DataFrame, a CSV, TSV or JSONL file, a folder, a list '
         'of strings, or a Hugging Face Dataset')
