@@ -188,9 +188,9 @@ def test_dbpedia_language_model(dbpedia, kw, tok):
 
 @pytest.mark.parametrize('back', [False,True])
 def test_language_model_batches_are_shown_as_a_table(dbpedia, kw, tok, back, monkeypatch, capsys):
-    from ulmfit_t5.data import blocks
+    from ulmfit_t5.data import batches
     tables = []
-    monkeypatch.setattr(blocks, 'display_df', tables.append)
+    monkeypatch.setattr(batches, 'display_df', tables.append)
     lm = TextDataLoaders.from_df(dbpedia, is_lm=True, backwards=back, seq_len=20, **kw)
     lm.show_batch(max_n=3)
     LMLoader(lm.corpus, tok, bs=4, backwards=back).show_batch(max_n=2)

@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/data.corpus.html.md"""
 __all__ = ['Corpus', 'drop_pages', 'tokenize_corpus', 'n_cpus', 'text_files', 'read_documents']
 
 # %% ../../nbs/api/12_data.corpus.ipynb #87d9bc2b
-import bz2,gzip,hashlib,itertools,json,lzma,mmap,multiprocessing as mp,os,re,sys,tempfile
+import bz2,gzip,hashlib,itertools,json,lzma,mmap,multiprocessing as mp,os,re,sys,tempfile,zlib
 from concurrent.futures import ProcessPoolExecutor
 from collections import deque
 from pathlib import Path
@@ -162,8 +162,26 @@ def text_files(path) -> list: # sorted; a folder is searched
 def read_documents(*paths, # files or folders
     field: str='text' # of a JSON line
 ):
-    "Documents of text files, one after the other: separated by blank lines, or one a JSON line"
-    for p in itertools.chain(*map(text_files, paths)):
+    "Documents of text files, one after the other: separated by blank lines, or one a JSON line. Raises ValueError that names file and line of what is none"
+    for p in itertools.chain(*map(text_files, paths)): yield from _documents_of(p, field)
+
+# %% ../../nbs/api/12_data.corpus.ipynb #31453fe0
+def _from_json(lines, field):
+    for n,l in enumerate(lines, 1):
+        if not l.strip(): continue
+        try: t = json.loads(l)[field]
+        except ValueError as e: raise ValueError(f'line {n} is not JSON ({e}): correct it, or take it out') from None
+        except (KeyError,TypeError,IndexError): raise ValueError(f'line {n} is no JSON object with a field {field!r}: correct it, or name the field of the texts') from None
+        if not isinstance(t, str): raise ValueError(f'line {n} has {t!r:.60} in its field {field!r}, which is no text: correct it, or take it out')
+        yield t
+
+def _documents_of(p, field):
+    try:
         with _open.get(p.suffix, open)(p, 'rt', encoding='utf8') as f:
-            if '.jsonl' in p.name: yield from (json.loads(l)[field] for l in f if l.strip())
+            if '.jsonl' in p.name: yield from _from_json(f, field)
             else: yield from (''.join(g) for blank,g in itertools.groupby(f, lambda l: not l.strip()) if not blank)
+    except UnicodeError as e: raise ValueError(f'{p} is not UTF-8 text ({e}): convert it, or make it again if it is damaged') from None
+    except ValueError as e: raise ValueError(f'{p}: {e}') from None
+    except (OSError,EOFError,zlib.error,lzma.LZMAError) as e:
+        if isinstance(e, OSError) and e.errno: raise
+        raise ValueError(f'{p} is damaged, or no {p.suffix} file at all ({e}): make or download it again') from None
