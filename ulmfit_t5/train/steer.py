@@ -1,4 +1,4 @@
-"""Commands for a training that is under way: freeze, thaw, set a rate, pause, step, stop, save, roll back. Applied between two batches, written down, played again.
+"""The callback that hears commands while a training is under way: from any thread, applied between two batches, held against the schedule, written down, played again.
 
 Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.steer.html.md"""
 
