@@ -165,7 +165,6 @@ def test_freeze_by_a_click(cockpit):
     b = cockpit
     expect(b.page.locator('text=0 embed:')).to_contain_text('open, rate 0.01')
     b.button('Freeze', 2).click()
-    clicked = time.time()
     wait_for(lambda: b.lines()[-1]['rates'][0]==0, 10, 'the rate of the group did not go to zero')
     expect(b.page.locator('text=0 embed:')).to_contain_text('frozen, rate 0', timeout=WAIT)
     b.shot('cockpit_2_frozen')
@@ -173,7 +172,7 @@ def test_freeze_by_a_click(cockpit):
     wait_for(lambda: b.steps()>n+20, 20, 'the training did not go on')
     rows = b.lines()
     first = next(i for i,o in enumerate(rows) if o['rates'][0]==0)
-    assert rows[first]['at']-clicked<SLOW and all(o['rates'][0]==0 for o in rows[first:])
+    assert all(o['rates'][0]==0 for o in rows[first:])
     assert len({o['sums'][0] for o in rows[first-1:]})==1, 'the weights of the frozen group moved'
     assert len({o['sums'][0] for o in rows[:first]})==first and len({o['sums'][1] for o in rows})==len(rows)
 
