@@ -29,12 +29,12 @@ class Small(nn.Module):
     def groups(self): return [list(o.parameters()) for o in (self.embed,self.body,self.head)]
 
 class Watch(Callback):
-    "A line for each step: when, the rates it was taken with, and a sum over the weights of each group"
+    "A line for each step: the rates it was taken with, and a sum over the weights of each group"
     order = 73
     def __init__(self, path): self.file = open(path, 'w', buffering=1)
     def after_step(self):
         sums = [sum(float(p.detach().double().abs().sum()) for p in g) for g in self.learn.model.groups()]
-        print(json.dumps(dict(at=time.time(), rates=[h['lr'] for h in self.opt.hypers], sums=sums)), file=self.file)
+        print(json.dumps(dict(rates=[h['lr'] for h in self.opt.hypers], sums=sums)), file=self.file)
 
 def small(path):
     torch.manual_seed(0)

@@ -214,6 +214,7 @@ def test_stats_leave_the_training_alone():
     a,b = make(),make()
     layer_stats(a, every=1)
     for l in (a,b): l.fit(2, .02)
+    assert len(layer_stats(a).samples)==len(a.recorder.losses)
     assert all(torch.equal(p, q) for p,q in zip(a.model.parameters(), b.model.parameters()))
     assert not any(m._forward_hooks for m in a.model.modules())
 
