@@ -111,6 +111,7 @@ class Book:
         self.dir,self.url,self.name = *lab,name
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in cells], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')))
         nbformat.write(nb, self.dir/f'{name}.ipynb')
+        (self.dir/'settings'/'@jupyterlab'/'apputils-extension'/'themes.jupyterlab-settings').write_text(json.dumps(dict(theme='JupyterLab '+('Dark' if dark else 'Light'))))
         self.page = browser.new_page(viewport=dict(width=1300, height=1050), color_scheme='dark' if dark else 'light')
         self.page.set_default_timeout(WAIT)
         self.page.add_locator_handler(self.page.locator('.jp-Dialog .jp-mod-accept').last, self.accept)
@@ -228,12 +229,36 @@ def test_picture_without_a_kernel(cockpit):
     img.scroll_into_view_if_needed()
     b.shot('cockpit_5_reopened')
 
+TEXTS = """area => [...area.querySelectorAll('.u5, .u5 div, .u5 td, .u5 th, .u5 b, .u5 span, button:enabled')].filter(o => o.checkVisibility() && o.innerText.trim()).map(o => {
+    let b = o; while (b.parentElement && /, 0\\)$|transparent/.test(getComputedStyle(b).backgroundColor)) b = b.parentElement;
+    return [o.innerText, getComputedStyle(o).color, getComputedStyle(b).backgroundColor] })"""
+
+def contrast(*colours):
+    "Of a text with what lies behind it, as WCAG counts it: 1 to 21"
+    def light(c):
+        rgb = [int(v)/255 for v in re.findall(r'\d+', c)[:3]]
+        return sum(k*(v/12.92 if v<=.03928 else ((v+.055)/1.055)**2.4) for k,v in zip((.2126,.7152,.0722), rgb))
+    a,b = sorted(map(light, colours))
+    return (b+.05)/(a+.05)
+
+def readable(b, i):
+    "All texts of a cell's output, taken at one moment, stand out from the dark page"
+    area = b.out(i)
+    area.locator('.u5').first.wait_for(timeout=WAIT)
+    assert area.evaluate('o => getComputedStyle(document.querySelector(".jp-Notebook")).backgroundColor')=='rgb(17, 17, 17)', 'the theme is not dark'
+    texts = area.evaluate(TEXTS)
+    assert len(texts)>5 and not [o for o in texts if contrast(*o[1:])<4]
+
 def test_interrupt_stops_at_a_batch_with_whole_weights(lab, browser):
+    "Under the dark theme, in which panels and the pictures that stay are read as well"
     b = Book(lab, browser, 'plain', ["from small import *\nfrom ulmfit_t5.widgets.cockpit import *\nlearn = small('plain.jsonl')\nlearn.cockpit()\nawait learn.steer('fit', 2000)",
         "print('alive', learn.steering.running, all(p.isfinite().all() for p in learn.model.parameters()))",
-        "with learn.no_bar(), learn.no_logging(): learn.fit(2)\nprint('plain done')"], dark=True)
+        "with learn.no_bar(), learn.no_logging(): learn.fit(2)\nprint('plain done')",
+        "from ulmfit_t5.widgets.board import LayerBoard\nfrom ulmfit_t5.widgets.bench import ScheduleBench\nfrom ulmfit_t5.widgets.page import Picture\n"
+        "Picture(LayerBoard(learn).picture().html()+ScheduleBench(learn).picture().html())"], dark=True)
     b.run(0)
     wait_for(lambda: b.steps()>20, 90, 'the training made no steps')
+    readable(b, 0)
     b.shot('plain_1_dark')
     b.page.keyboard.press('Escape')
     for _ in 'ii': b.page.keyboard.press('i')
@@ -242,7 +267,13 @@ def test_interrupt_stops_at_a_batch_with_whole_weights(lab, browser):
     b.sees('alive False True')
     b.run(2)
     b.sees('plain done')
+    b.run(3)
+    readable(b, 3)
     b.shot('plain_2_picture')
+    b.page.locator('.jp-Notebook .jp-Cell').nth(0).scroll_into_view_if_needed()
+    readable(b, 0)
+    expect(b.out(0).locator('button.jupyter-button')).to_have_count(0, timeout=WAIT)
+    b.shot('plain_3_dark_picture')
 
 def pictures(out): return out.locator('svg,img').evaluate_all('os => os.map(o => o.outerHTML).join()')
 
@@ -256,6 +287,7 @@ def test_drag_a_slider_of_the_schedule_bench(lab, browser):
     b.shot('bench_1_before')
     old,box = pictures(out),handle.bounding_box()
     assert old, 'there is no picture'
+    assert 'factor=2.6' in out.inner_text() and 'ratio=32.0' in out.inner_text(), 'the browser changed a value that nobody touched'
     x,y = box['x']+box['width']/2,box['y']+box['height']/2
     b.page.mouse.move(x, y)
     b.page.mouse.down()

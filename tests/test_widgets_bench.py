@@ -41,6 +41,17 @@ def test_every_control_sets_the_state_and_follows_it():
     b.set(cut=.25, recipe='gradual')
     assert b.view.controls['cut'].value==.25 and b.view.controls['recipe'].value=='gradual'
 
+def test_a_knob_that_the_browser_puts_on_its_step_changes_nothing():
+    "32 over 1 is between two steps of the slider, and comes back as 31.62; a hand that moves the knob by a step is heard"
+    b = ScheduleBench(peak=.0023)
+    b.widget()
+    before = b.state
+    b.view.controls['ratio'].value = 10**1.5
+    b.view.controls['peak'].value = 10**-2.64
+    assert b.state==before and 'ratio=32.0' in b.code and 'lr=0.0023' in b.code
+    b.view.controls['ratio'].value = 10**1.55
+    assert b.state.ratio==pytest.approx(35.48)
+
 def test_a_picture_is_renewed_in_place():
     "Where the bench is shown, every change updates the one output that stays"
     class Handle:

@@ -5,6 +5,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.metrics import accuracy
+from conftest import root,run
 from nbclient import NotebookClient
 from torch import nn
 from ulmfit_t5.train.groups import group_splitter
@@ -115,6 +116,26 @@ def test_updates_come_at_most_as_often_as_asked():
     assert len(times)<=12+2+(times[-1]-times[0])/.2+1 # epochs, the two ends, and the clock
     assert sum(g<.15 for g in gaps)<=2*12+2
 
+@pytest.mark.parametrize('command,steps', [('stop',7),('stop_epoch',10)])
+def test_a_stopped_plain_fit_says_so(panel, command, steps):
+    "And the fit after it, which nobody stopped, has ended"
+    panel.steer.send(command, at=7)
+    panel.learn.fit(3)
+    assert (panel.read.status,panel.read.step)==('stopped',steps) and 'stopped' in panel.picture().html()
+    panel.learn.fit(1)
+    assert panel.read.status=='ended'
+
+def test_what_is_held_is_shown_after_the_fit(panel):
+    "A held rate and a freeze outlive the fit, and so does what the panel says of them; a release shows the schedule's own again"
+    panel.do('set_rate', group=0, lr=.5)
+    panel.do('freeze', group=1)
+    panel.learn.fit(1, .02)
+    panel.draw()
+    assert panel.read.rates==[.5,0.]==panel.steer.rates and 'rate 0.5' in panel.controls.groups[0].label.value and '(yours)' in panel.controls.groups[0].label.value
+    panel.do('release')
+    panel.draw()
+    assert panel.read.rates==[.02,.02] and 'rate 0.02' in panel.controls.groups[0].label.value
+
 def test_validating_alone_is_no_fit(panel):
     panel.learn.fit(1)
     rows,step = len(panel.read.rows),panel.steer.steps_done
@@ -152,3 +173,22 @@ def test_silent_under_nbconvert(tmp_path, monkeypatch):
     data = [o.data for o in outs[0] if 'data' in o]
     assert len(data)==1 and 'epoch 1 of 1' in data[0]['text/html'] and 'application/vnd.jupyter.widget-view+json' not in data[0]
     assert not [o for c in outs for o in c if o.output_type=='error' or (o.output_type=='stream' and o.name=='stderr')]
+
+PANELS = ["from test_widgets_cockpit import *\nfrom ulmfit_t5.train.events import RunLog\nfrom ulmfit_t5.train.steered import *\nfrom ulmfit_t5.widgets.board import LayerBoard\n"
+    "from ulmfit_t5.widgets.bench import ScheduleBench\nfrom ulmfit_t5.widgets.replay import Replay\nlearn = learner()\npanel = learn.cockpit()\nboard = LayerBoard(learn, every=2)",
+    'panel', 'board', 'ScheduleBench(learn)', "await learn.steer('fit', 2, cbs=RunLog('run.jsonl'))", "Replay('run.jsonl')", 'learn.fit(1)']
+
+def test_every_panel_is_silent_where_nobody_looks(tmp_path):
+    "`jupyter nbconvert --execute`, then the page that it makes of the notebook: pictures, no prints, no errors, no widgets that are not there"
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in PANELS])
+    nbformat.write(nb, tmp_path/'panels.ipynb')
+    path = ':'.join([str(root/'tests'),*sys.path])
+    said = run(sys.executable, '-m', 'nbconvert', '--execute', '--to', 'notebook', '--inplace', '--ExecutePreprocessor.timeout=300', tmp_path/'panels.ipynb', PYTHONPATH=path)
+    outs = [c.outputs for c in nbformat.read(tmp_path/'panels.ipynb', 4).cells]
+    assert not [o for os in outs for o in os if o.output_type in ('stream','error')] and 'Error' not in said
+    for i,words in ((1,'epoch 1 of 1'),(2,'after step 29'),(3,'UnfreezeSchedule.gradual'),(5,'who trains when')):
+        html = ''.join(o.data.get('text/html', '') for o in outs[i])
+        assert words in html and '<img ' in html, (i, words)
+    run(sys.executable, '-m', 'nbconvert', '--to', 'html', tmp_path/'panels.ipynb')
+    page = (tmp_path/'panels.html').read_text(encoding='utf8')
+    assert page.count('data:image/svg+xml')>=10 and all(o in page for o in ('Training cockpit','Layers of Small','who trains when'))

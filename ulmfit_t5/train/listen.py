@@ -7,11 +7,11 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.listen.html.md"""
 # %% auto #0
 __all__ = ['COMMS', 'listening']
 
-# %% ../../nbs/api/35c_train.listen.ipynb #9f27f61e
+# %% ../../nbs/api/35c_train.listen.ipynb #bcb59597
 import asyncio,inspect,sys
 from contextlib import contextmanager,nullcontext
 
-# %% ../../nbs/api/35c_train.listen.ipynb #60153fe5
+# %% ../../nbs/api/35c_train.listen.ipynb #1cf02de0
 COMMS = 'comm_open','comm_msg','comm_close'
 
 def _is_comm(kernel, msg):
@@ -28,7 +28,7 @@ def _kept_parent(kernel):
     try: yield
     finally: kernel.set_parent(ident, parent, channel='shell')
 
-# %% ../../nbs/api/35c_train.listen.ipynb #679ff378
+# %% ../../nbs/api/35c_train.listen.ipynb #81e093f9
 async def _pump(kernel, off, every):
     "Handle messages for widgets until `off` is set"
     while not off.is_set():
@@ -48,7 +48,7 @@ def _pumping(kernel, every):
     try: yield task
     finally: off.set()
 
-# %% ../../nbs/api/35c_train.listen.ipynb #2fcd51b4
+# %% ../../nbs/api/35c_train.listen.ipynb #c9adeaad
 @contextmanager
 def _gate(kernel):
     "Messages for widgets pass a running cell; of several at a time the first opens and closes"
@@ -65,7 +65,7 @@ def _gate(kernel):
         kernel._main_asyncio_lock = lock
         del kernel.dispatch_shell
 
-# %% ../../nbs/api/35c_train.listen.ipynb #470502aa
+# %% ../../nbs/api/35c_train.listen.ipynb #a7c0f5b2
 def _own_kernel(): return getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) if 'IPython' in sys.modules else None
 
 @contextmanager
@@ -77,6 +77,7 @@ def listening(kernel=None, # None for the one that this runs in
     loop = getattr(getattr(kernel, 'io_loop', None), 'asyncio_loop', None)
     helps = nullcontext()
     if loop is not None and loop is asyncio.get_running_loop():
-        if hasattr(kernel, 'msg_queue'): helps = _pumping(kernel, every)
-        elif hasattr(kernel, '_main_asyncio_lock') and 'concurrent' not in inspect.signature(kernel.dispatch_shell).parameters: helps = _gate(kernel)
+        knows = 'concurrent' in inspect.signature(kernel.dispatch_shell).parameters
+        if hasattr(kernel, '_main_asyncio_lock'): helps = nullcontext() if knows else _gate(kernel) # 7.0 has an idle queue too
+        elif hasattr(kernel, 'msg_queue'): helps = _pumping(kernel, every)
     with helps: yield

@@ -59,7 +59,7 @@ class Live:
         self.used,self.left = False,False
 
     def cell_ended(self, *_):
-        self.left = self.used
+        self.left = self.used or self.busy() # what was begun in the background goes on
         self.rest()
 
     def rest(self):
