@@ -109,6 +109,16 @@ class TestLoaders:
         wide = loaders(toy, tok, inputs_length=12, valid=toy[:4], long='window')
         assert len(wide.train.x)>len(dls.train.x) and 'windows' in wide.notes[0]
 
+    def test_what_is_cut_is_said_once(self, toy, tok, capsys):
+        "By the loaders, with the tasks that it was cut of, and by a call, for all tasks together"
+        two = dict(first=toy[:6], second=toy[6:9])
+        dls = Text2TextDataLoaders.from_source(two, tok, task=TASK, valid=two, inputs_length=12, targets_length=12)
+        said = capsys.readouterr().out.strip().split('\n')
+        assert len(said)==1 and '9 of 9 inputs (first 6, second 3) are longer than 12 tokens and are cut; to validate: 9 of 9' in said[0]
+        learner(dls).evaluate(max_len=2)
+        said = capsys.readouterr().out.strip().split('\n')
+        assert len(said)==1 and all(f'{k}: {n} of {n} inputs are longer' in said[0] for k,n in (('first',6),('second',3)))
+
     @pytest.mark.parametrize('row,text', [(dict(text=' ', label='thing'),'its input is empty'),(dict(text='cat', label=''),'is empty')])
     def test_gaps_are_refused(self, toy, tok, row, text):
         with pytest.raises(ValueError, match=text): loaders(pd.concat([toy, pd.DataFrame([row])], ignore_index=True), tok, valid=toy[:4])
@@ -231,6 +241,11 @@ class TestFiles:
         x = torch.from_numpy(encode_inputs(learn.tok, learn.writer().inputs(['the grey hen is lost']))[0])[None]
         ids = peer.generate(x, max_new_tokens=8, do_sample=False)[0]
         assert ids_text(ids, learn.tok, learn.dls.sp)==learn.predict('the grey hen is lost')=='animal'
+
+    def test_a_folder_without_its_manifest(self, trained, tmp_path):
+        trained[0].save(tmp_path/'m')
+        (tmp_path/'m'/'manifest.json').unlink()
+        with pytest.raises(ArtefactError, match='manifest.json is not there'): TextWriter.load(tmp_path/'m')
 
     def test_another_vocabulary(self, trained, toy, tmp_path):
         learn,_ = trained

@@ -53,9 +53,8 @@ _sentinel = re.compile(r'<extra_id_(\d+)>')
 
 def _ids(tok, texts):
     "Ids of texts, sentinels among them, also where they are behind the pieces of the tokenizer"
-    s,at = SpecialIds.of(tok).sentinels,[i for i,t in enumerate(texts) if _sentinel.search(t)]
-    res = tok.encode_batch(texts)
-    if s.min()<len(tok): return res # they are pieces of its own
+    at,res = [i for i,t in enumerate(texts) if _sentinel.search(t)],tok.encode_batch(texts)
+    if not at or (s := SpecialIds.of(tok).sentinels).min()<len(tok): return res # no sentinels, or pieces of its own
     for i in at:
         parts,bos = _sentinel.split(texts[i]),res[i][:1] if res[i][0]==getattr(tok, 'bos_id', None) else []
         if (top := max(map(int, parts[1::2])))>=len(s): raise ValueError(f'text {i} has the sentinel <extra_id_{top}>: there are {len(s)}, from <extra_id_0> on')
@@ -71,7 +70,7 @@ def ids_text(ids, # of one text
     "Text of ids, sentinels as `<extra_id_k>`; padding, ends and rows without a token left out"
     ids = [i for i in map(int, ids) if 0<=i<sp.vocab_sz and i not in (tok.pad_id,tok.eos_id)]
     parts = [(k,list(g)) for k,g in groupby(ids, key=lambda i: int(sp.number[i]))]
-    return ' '.join(tok.decode(g) if k<0 else ' '.join(f'<extra_id_{k}>' for _ in g) for k,g in parts)
+    return ' '.join(s for k,g in parts if (s := tok.decode(g) if k<0 else ' '.join(f'<extra_id_{k}>' for _ in g)))
 
 # %% ../nbs/api/45a_pairs.ipynb #45a0000b
 def cut_windows(ids, # of one input, its end included

@@ -54,6 +54,7 @@ def config_from_hf(d: dict, # from config.json
     **kwargs # entries of `T5Config` to replace
 ) -> T5Config:
     "Configuration from transformers; raises ArtefactError for another kind of model, or entries that are missing or make no sense"
+    if 'kind' in d and 'model_type' not in d: raise ArtefactError('config.json is one of this library, but its manifest.json is not there: save or download the folder again')
     if d.get('model_type') not in ('t5','mt5'): raise ArtefactError(f"config.json is of model_type {d.get('model_type')!r}, not 't5' or 'mt5': give the folder of a T5")
     ff = d.get('feed_forward_proj', 'relu')
     if ff not in _gated: raise ArtefactError(f"feed_forward_proj is {ff!r} in config.json: only {' and '.join(_gated)} are known")
