@@ -180,3 +180,16 @@ def test_a_baked_temperature_is_saved_with_the_model(tmp_path):
     torch.testing.assert_close(it.pred.logits(it.texts), z/c.T, atol=1e-4, rtol=1e-3)
     save_classifier(tmp_path/'m', it.pred.model, tok, it.labels)
     np.testing.assert_allclose(TextPredictor.load(tmp_path/'m').probs(it.texts), c.probs(z), atol=1e-4)
+
+@pytest.mark.parametrize('side', ['cross','encoder','decoder'])
+def test_attention_is_coloured_where_no_script_runs(side):
+    "As on a printed page: the token that looks is framed, and what it looks at is blue, the strongest the strongest"
+    v = attention_view(TextWriter(t5(), tok, max_len=4), TEXT, 'A bird', top=4, side=side, at=1)
+    still = re.sub('<script.*?</script>', '', v._repr_html_(), flags=re.S)
+    blocks = {k:re.findall(r'<span data-i="\d+" style="([^"]*)"', still.split(f'class="u5-{k}"')[1].split('</div>')[0]) for k in ('read','wrote')}
+    keys,asks = blocks['wrote' if side=='decoder' else 'read'],blocks['read' if side=='encoder' else 'wrote']
+    assert [i for i,s in enumerate(asks) if 'outline' in s]==[1]
+    blue = [float(m[1]) if (m := re.search(r'rgba\(0,114,178,([\d.]+)\)', s)) else 0. for s in keys]
+    w = v.sides[side].dense()[-1,:,1].mean(0)
+    assert [b>0 for b in blue]==list(w>.004) and blue[int(w.argmax())]==max(blue) and max(blue)>.5
+    if side!='decoder' and side!='encoder': assert 'rgba' not in ''.join(asks)

@@ -120,10 +120,11 @@ const focus=()=>{const q=toks()[0];R.querySelectorAll('[data-i]').forEach(o=>o.t
 R.addEventListener('click',pick);R.addEventListener('mouseover',pick);R.addEventListener('focusin',pick);
 for(const o of[S,L,H])o.addEventListener('change',()=>{if(o==S)at=0;focus();show()});$('.u5-ctl').style.display='';focus();show()})()"""
 
-def _spans(names):
+def _spans(names, looks=()):
+    "Tokens; `looks` are styles for them, so that something is to be seen where no script runs"
     faint = lambda o: ';opacity:.5' if o.startswith('xx') else ''
     space = lambda i,o: ' ' if i and (o.startswith(('▁','xx')) or names[i-1].startswith('xx')) else ''
-    return ''.join(f'{space(i, o)}<span data-i="{i}" style="padding:1px 0;border-radius:3px{faint(o)}">{html.escape(o.replace("▁", "") or "·")}</span>' for i,o in enumerate(names))
+    return ''.join(f'{space(i, o)}<span data-i="{i}" style="padding:1px 0;border-radius:3px{faint(o)}{looks[i] if len(looks) else ""}">{html.escape(o.replace("▁", "") or "·")}</span>' for i,o in enumerate(names))
 
 # %% ../../nbs/api/53_interpret.attention.ipynb #5a0e8e50
 class AttentionView:
@@ -159,13 +160,19 @@ class AttentionView:
         names = self.names(self.side)[0]
         s = ', '.join(f'“{html.escape(o.replace("▁", ""))}” {100*w:.0f} %' for o,w in self.looks_at(self.at, k=3))
         return f'“{html.escape(names[self.at].replace("▁", ""))}” looks at {s}'
+    def _looks(self, cls):
+        "Styles of the tokens in one of the two texts: what is looked at in blue, and who looks framed"
+        mine,asks = cls==('u5-wrote' if self.side=='decoder' else 'u5-read'),cls==('u5-read' if self.side=='encoder' else 'u5-wrote')
+        w = self.sides[self.side].dense()[-1,:,self.at].mean(0)
+        blue = lambda i: f';background:rgba(0,114,178,{.12+.6*w[i]/max(w.max(), .01):.2f})' if mine and w[i]>.004 else ''
+        return [blue(i)+(';outline:2px solid #D55E00' if asks and i==self.at else '') for i in range(len(self.read if cls=='u5-read' else self.wrote))]
     def _repr_html_(self):
         pick = lambda cls,opts,name: f'<label>{name} <select class="{cls}" style="color:inherit;background:transparent;font:inherit">{opts}</select></label> '
         opts = lambda kv,on: ''.join(f'<option value="{v}"{" selected" if v==on else ""} style="color:#222;background:#fff">{n}</option>' for v,n in kv)
         l,h = self.sides[self.side].idx.shape[:2]
         ctl = (pick('u5-side', opts([(k,ATTENTION_SIDES[k]) for k in self.sides], self.side), '')+pick('u5-layer', opts([(i,i+1) for i in range(l)], l-1), 'layer')
             + pick('u5-head', opts([(-1,'all'),*[(i,i+1) for i in range(h)]], -1), 'head'))
-        block = lambda cls,name,t: f'<div style="font-size:.8em;opacity:.7">{name}</div><div class="{cls}" style="line-height:1.8;overflow-wrap:anywhere">{_spans(t)}</div>' if len(t) else ''
+        block = lambda cls,name,t: f'<div style="font-size:.8em;opacity:.7">{name}</div><div class="{cls}" style="line-height:1.8;overflow-wrap:anywhere">{_spans(t, self._looks(cls))}</div>' if len(t) else ''
         data = json.dumps({k:pack_topk(v) for k,v in self.sides.items()}, separators=(',',':'))
         return (f'<div style="max-width:70em"><div class="u5-ctl" style="display:none;margin-bottom:.3em">{ctl}</div><div class="u5-say" data-at="{self.at}" style="margin:.2em 0" aria-live="polite">{self._still()}</div>'
             + block('u5-read', 'read', self.read)+block('u5-wrote', 'written', self.wrote)
