@@ -43,8 +43,10 @@ out = {}
 for f in (lm,classifier,t5):
     seed_everything(1)
     learn,kw = f()
+    if rank_distrib(): # a head of its own, as without a seed; that of the first counts
+        for p in learn.model.parameters(): p.data += .1
     with learn.no_bar(),learn.no_logging():
-        if int(os.environ.get('WORLD_SIZE', 0))>1: learn.fit_distributed(**kw)
+        if int(os.environ.get('WORLD_SIZE', 0))>1: learn.fit_distributed(**kw, fsdp='fsdp' in sys.argv)
         else: (learn.fit_one_cycle if 'lr' in kw else learn.fit_unfreeze)(*kw.values())
     ps = [p.detach().double().norm().item() for p in learn.model.parameters()]
     out[f.__name__] = dict(losses=[float(o) for o in learn.recorder.losses], values=[[float(v) for v in o] for o in learn.recorder.values], weights=ps)
@@ -84,15 +86,25 @@ def result(text):
     assert found, text[-4000:]
     return json.loads(found[-1][7:])
 
-def torchrun(script, cache, n=2, nodes=1, port=None):
-    "Start the script with torchrun: one launcher for each of `nodes`"
-    env,port = os.environ|dict(GLOO_SOCKET_IFNAME='lo'),port or free_port()
-    cmd = [sys.executable,'-m','torch.distributed.run','--nnodes',nodes,'--nproc-per-node',n//nodes,'--master-addr','127.0.0.1','--master-port',port]
-    start = lambda r: subprocess.Popen([str(o) for o in [*cmd,'--node-rank',r,script,cache]], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def launch(cmd, nodes):
+    "Start a launcher for each node, with `cmd(rank of the node, port)`, and read what the first process printed"
+    env,port = os.environ|dict(GLOO_SOCKET_IFNAME='lo'),free_port()
+    start = lambda r: subprocess.Popen([str(o) for o in cmd(r, port)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     ps = [start(r) for r in range(nodes)]
     texts = [p.communicate(timeout=300)[0] for p in ps]
     assert not any(p.returncode for p in ps), texts[0][-4000:]
+    assert 'Warning' not in ''.join(texts).replace('torch.distributed.run', ''), texts[0][-4000:]
     return result('\n'.join(texts))
+
+def torchrun(*args, n=2, nodes=1):
+    "Start a script with torchrun"
+    return launch(lambda r, port: [sys.executable,'-m','torch.distributed.run','--nnodes',nodes,'--node-rank',r,'--nproc-per-node',n//nodes,
+        '--master-addr','127.0.0.1','--master-port',port,*args], nodes)
+
+def accelerate(*args, n=2, nodes=1):
+    "Start a script with `accelerate launch`"
+    return launch(lambda r, port: [sys.executable,'-m','accelerate.commands.launch','--multi_gpu','--num_machines',nodes,'--machine_rank',r,'--num_processes',n,
+        '--main_process_ip','127.0.0.1','--main_process_port',port,'--mixed_precision','no','--dynamo_backend','no',*args], nodes)
 
 def check_same(one, many):
     for k,a in one.items():
@@ -114,10 +126,17 @@ def test_torchrun_gives_the_losses_of_one_process(script):
     check_same(one, torchrun(d/'train.py', d/'cache'))
 
 @pytest.mark.slow
-def test_two_machines(script):
+@pytest.mark.parametrize('launcher', [torchrun,accelerate])
+def test_two_machines(launcher, script):
     "Two launchers that only know each other's address, as on two machines"
     d,one = script
-    check_same(one, torchrun(d/'train.py', d/'cache', nodes=2))
+    check_same(one, launcher(d/'train.py', d/'cache', nodes=2))
+
+@pytest.mark.slow
+def test_a_launched_script_trains_in_pieces(script):
+    "FSDP under a launcher: weights begin as those of the first process, and texts of unlike length do not make processes wait for each other for ever"
+    d,one = script
+    check_same(one, torchrun(d/'train.py', d/'cache', 'fsdp'))
 
 class Quiet(LinePanel):
     "A panel that calls a function at the first step"
@@ -128,7 +147,7 @@ class Quiet(LinePanel):
         self.said.append(m)
         if m['kind']=='step' and self.at_step and sum(o['kind']=='step' for o in self.said)==1: self.at_step()
 
-def small_lm(cache, **kwargs):
+def small_lm(cache, n=100, **kwargs):
     from ulmfit_t5.core import seed_everything
     from ulmfit_t5.data.datasets import load_dataset
     from ulmfit_t5.data.loaders import TextDataLoaders
@@ -136,7 +155,7 @@ def small_lm(cache, **kwargs):
     from ulmfit_t5.learner import language_model_learner
     import_module('ulmfit_t5.portable')
     seed_everything(1)
-    texts = load_dataset('dbpedia')['train'].text.tolist()[:100]
+    texts = load_dataset('dbpedia')['train'].text.tolist()[:n]
     dls = TextDataLoaders.from_list(texts, is_lm=True, bs=4, seq_len=24, cache=cache, device='cpu', progress=False)
     return language_model_learner(dls, None, COMPACT_LM|dict(emb_sz=16, n_hid=24, n_layers=2), drop_mult=0, reg=dict(bf16=False), **kwargs)
 
@@ -160,12 +179,29 @@ def test_everything_comes_back(tmp_path):
     assert set(r['ranks'])=={0,1} and r['tokens'][0]==r['tokens'][1]>0 and .5<r['balance']<=1 and not r['stopped']
     assert [o['kind'] for o in panel.said if o['kind'] in ('begin','row','end')]==['begin','row','end']
 
-def test_pieces_learn_what_the_whole_learns(tmp_path):
-    "Fully sharded: each process keeps half of every weight, and the whole comes back with its averages"
-    here,there = (small_lm(tmp_path) for _ in range(2))
+def small_classifier(cache, n=64):
+    "Texts of unlike length, whose shares are read in unlike numbers of chunks"
+    from ulmfit_t5.core import seed_everything
+    from ulmfit_t5.data.loaders import TextDataLoaders
+    from ulmfit_t5.learner import text_classifier_learner
+    from ulmfit_t5.models.awd_lstm import COMPACT_CLAS
+    import_module('ulmfit_t5.portable')
+    seed_everything(1)
+    rng = np.random.default_rng(0)
+    texts = [' '.join(rng.choice(['good','bad','film','book'], k)) for k in rng.lognormal(4, 1, n).astype(int)+1]
+    dls = TextDataLoaders.from_list(texts, [i%2 for i in range(n)], bs=8, cache=cache, device='cpu', progress=False)
+    kw = dict(drop_mult=0, head=dict(head_p=(0,0)), reg=dict(alpha=0, beta=0, bf16=False))
+    return text_classifier_learner(dls, None, COMPACT_CLAS|dict(emb_sz=16, n_hid=24, n_layers=2), **kw)
+
+@pytest.mark.parametrize('make', [small_lm,small_classifier])
+def test_pieces_learn_what_the_whole_learns(make, tmp_path):
+    "Fully sharded, groups opening one by one: each process keeps half of every weight, and the whole comes back with its averages"
+    from ulmfit_t5.train.unfreeze import UnfreezeSchedule
+    here,there = (make(tmp_path, n=24) for _ in range(2))
+    plan = UnfreezeSchedule.gradual(len(here.model.groups()), 1, 1, lr=1e-2)
     with here.no_bar(),here.no_logging():
-        here.fit_one_cycle(1, 1e-2)
-        there.fit_distributed(1, 1e-2, panel=Quiet(), fsdp=True)
+        here.fit_unfreeze(plan)
+        there.fit_distributed(plan, panel=Quiet(), fsdp=True)
     np.testing.assert_allclose([float(o) for o in there.recorder.losses], [float(o) for o in here.recorder.losses], atol=1e-4)
     for p,q in zip(here.model.parameters(), there.model.parameters()):
         torch.testing.assert_close(p, q, atol=1e-4, rtol=1e-3)
@@ -220,6 +256,30 @@ def test_the_stop_button_is_heard(marked):
     panel.at_step = lambda: panel.ask()
     asyncio.run(asyncio.to_thread(learn.fit_distributed, 100_000, .01, how='fit', build=toy, panel=panel))
     assert learn.distributed['stopped'] and learn.recorder.losses and gone(marked)
+
+@pytest.mark.parametrize('when', ['starting','training'])
+def test_an_awaited_run_ends_with_its_cell(when, marked):
+    "An interrupt cancels the task of an awaited cell, while processes start as well; what can not reach them is refused"
+    import_module('ulmfit_t5.train.steered')
+    learn,panel,tickets = toy(),Quiet(),[]
+    async def cell():
+        run = learn.steer('fit_distributed', 100_000, .01, 2, 'fit', build=toy, panel=panel)
+        if when=='starting': asyncio.get_running_loop().call_later(.3, task.cancel)
+        await run
+    def first_step():
+        tickets.append(learn.steering.send('set_rate', group=0, lr=.1))
+        loop.call_soon_threadsafe(task.cancel)
+    async def main():
+        nonlocal loop,task
+        loop,task = asyncio.get_running_loop(),asyncio.create_task(cell())
+        if when=='training': panel.at_step = first_step
+        with pytest.raises(asyncio.CancelledError): await task
+    loop = task = None
+    asyncio.run(main())
+    assert learn.distributed['stopped'] and gone(marked, .5)
+    if when=='starting': return
+    assert learn.recorder.losses
+    with pytest.raises(RuntimeError, match='set_rate does not reach other processes'): tickets[0].wait(5)
 
 def test_they_end_with_the_notebook(tmp_path, marked):
     "`kill -9` of the process that started them"

@@ -12,27 +12,24 @@ import hmac,json,secrets,socket,threading
 
 # %% ../../nbs/api/37b_train.channel.ipynb #efba1703
 class Channel:
-    "One end of a connection: `send` dicts, iterate over those that arrive"
+    "One end of a connection: `send` dicts, iterate over those that arrive; the first line without the token is the last"
     def __init__(self, sock: socket.socket, # connected
-        token: str # of the run; lines that lack it are dropped
+        token: str # of the run
     ): self.sock,self.token,self.lock,self.file = sock,token,threading.Lock(),sock.makefile('rb')
     def send(self, **msg): # plain values
         "Send one message; OSError where the other end is gone"
         line = json.dumps(msg|dict(token=self.token)).encode()+b'\n'
         with self.lock: self.sock.sendall(line)
     def __iter__(self):
-        "Messages until the other end closes"
-        while line := self._line():
-            msg = self._read(line)
-            if msg is not None: yield msg
-    def _line(self):
-        try: return self.file.readline(1<<24)
-        except (OSError,ValueError): return b''
-    def _read(self, line):
-        try: msg = json.loads(line)
-        except (ValueError,RecursionError): return None
-        ok = isinstance(msg, dict) and hmac.compare_digest(str(msg.pop('token', '')).encode(), self.token.encode())
-        return msg if ok else None
+        "Messages until the other end closes, or says what it may not"
+        while (msg := self.read()) is not None: yield msg
+    def read(self, most: int=1<<24 # bytes of a line
+    ) -> dict|None: # None where nothing more is to be heard
+        "The next message"
+        try:
+            msg = json.loads(self.file.readline(most))
+            return msg if hmac.compare_digest(msg.pop('token').encode(), self.token.encode()) else None
+        except (OSError,ValueError,RecursionError,AttributeError,TypeError,KeyError): return None # no line, no JSON, no dict, no token, no text
     def close(self):
         try: self.sock.shutdown(socket.SHUT_RDWR)
         except OSError: pass
@@ -42,7 +39,7 @@ class Channel:
 class Listener:
     "Waits on the loopback for the processes of one run"
     def __init__(self, on_message): # called with a message, in a thread for each process
-        self.on_message,self.token,self.channels = on_message,secrets.token_hex(16),{}
+        self.on_message,self.token,self.channels,self.callers = on_message,secrets.token_hex(16),{},set()
         self.sock = socket.create_server(('127.0.0.1', 0))
         self.port = self.sock.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -50,15 +47,19 @@ class Listener:
         while True:
             try: sock,_ = self.sock.accept()
             except OSError: return
-            threading.Thread(target=self._serve, args=(Channel(sock, self.token),), daemon=True).start()
+            self.callers.add(ch := Channel(sock, self.token))
+            threading.Thread(target=self._serve, args=(ch,), daemon=True).start()
     def _serve(self, ch):
-        ch.sock.settimeout(30)
-        for msg in ch: # the first line with our token says who is there
-            if 'rank' not in msg: break
-            ch.sock.settimeout(None)
+        late = threading.Timer(10, ch.close)
+        late.start()
+        msg = ch.read(1<<12) # says who is there
+        late.cancel()
+        while msg is not None and isinstance(msg.get('rank'), int):
             self.channels[msg['rank']] = ch
             self.on_message(msg)
+            msg = ch.read()
         ch.close()
+        self.callers.discard(ch)
     def send(self, **msg):
         "Send to all that are there"
         for ch in list(self.channels.values()):
@@ -66,7 +67,7 @@ class Listener:
             except OSError: pass
     def close(self):
         "Hang up"
-        for o in (self.sock,*self.channels.values()): o.close()
+        for o in (self.sock,*list(self.callers)): o.close()
 
 def connect(port: int, # of the notebook
     token: str # of the run

@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.worker.html.md"""
 __all__ = ['die_with_parent', 'end_with', 'Speaker', 'train', 'main']
 
 # %% ../../nbs/api/37d_train.worker.ipynb #718a47d4
-import ctypes,json,os,signal,sys,threading,time,traceback
+import ctypes,faulthandler,json,os,signal,sys,threading,time,traceback
 from pathlib import Path
 import torch,torch.distributed as dist
 from fastai.callback.core import Callback
@@ -41,7 +41,7 @@ def end_with(stream):
 class Speaker(Callback):
     "Tells the notebook how it goes"
     order,every = 55,.25
-    def __init__(self, ch, n): self.ch,self.n,self.said,self.sums = ch,n,0.,None
+    def __init__(self, ch): self.ch,self.said,self.sums = ch,0.,None
     def before_fit(self):
         if rank_distrib(): return
         self.learn.logger = self.row
@@ -67,14 +67,14 @@ def train(run: dict, # of `run.json`
     stop # function that tells whether to stop
 ):
     "Make the learner, train it as one of the group, hand over what it learned"
-    began,rank,n = time.monotonic(),rank_distrib(),int(os.environ['WORLD_SIZE'])
+    began,rank = time.monotonic(),rank_distrib()
     join_group(run['device'], folder/'meet')
     learn = restore(run['build'])(**restore(run['build_args']))
     learn.model.to(run['device'])
     take_start(learn, load_state(folder/'start'))
     seed_everything(run['seed']+rank)
     learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, ProgressCallback) or rank and type(cb).__name__ in _writers])
-    learn.add_cb(sp := Speaker(ch, n))
+    learn.add_cb(sp := Speaker(ch))
     with in_group(learn, run['device'], None, stop, sp.step, run['fsdp'], **run['ddp']):
         name = torch.cuda.get_device_name() if run['device']=='cuda' else f'CPU, {torch.get_num_threads()} thread{"s"*(torch.get_num_threads()>1)}'
         ch.send(rank=rank, kind='ready', device=name, pid=os.getpid(), seconds=time.monotonic()-began)
@@ -92,6 +92,7 @@ def main():
     if not hello: return
     die_with_parent()
     end_with(sys.stdin)
+    faulthandler.enable() # a crash below Python leaves its traceback in what was printed
     ch,asked,code = connect(hello['port'], hello['token']),threading.Event(),0
     def listen():
         for m in ch:
@@ -102,8 +103,10 @@ def main():
         train(json.loads((folder/'run.json').read_text(encoding='utf8')), folder, ch, asked.is_set)
         ch.send(rank=rank, kind='done')
     except BaseException:
-        code = 1
-        ch.send(rank=rank, kind='error', text=traceback.format_exc(), at=time.time())
+        code,text = 1,traceback.format_exc()
+        print(text, file=sys.stderr)
+        try: ch.send(rank=rank, kind='error', text=text, at=time.time())
+        except OSError: pass # the notebook is gone
     sys.stdout.flush()
     os._exit(code) # threads that wait for others would hold it up
 
