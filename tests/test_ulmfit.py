@@ -204,6 +204,34 @@ def test_a_language_model_shows_what_it_expects(toy, monkeypatch):
     assert list(shown[0])==['text','text_','pred'] and len(shown[0])==2 and shown[0].text.str.len().min()>3
     with pytest.raises(TypeError, match='perplexity'): learn.get_preds()
 
+_resumed = """import os,signal,sys
+from pathlib import Path
+from fastai.callback.core import Callback
+from ulmfit_t5.all import *
+class Die(Callback):
+    order,n = 99,0 # after its checkpoint was written
+    def after_batch(self):
+        if not self.training: return
+        Die.n += 1
+        if Die.n==int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)
+d,out = Path(sys.argv[1]),Path(sys.argv[3])
+dls = TextDataLoaders.from_df(pd.read_json(d/'toy.json'), tok=load_tokenizer(d/'fwd'), cache=d/'cache', progress=False, bs=16)
+plans = dict(lm_plan=lm_schedule(5, 1), plan=UnfreezeSchedule.gradual(5, 1, 2))
+u = ULMFiT(dls, lm_loaders(dls, bs=4, seq_len=12), d/'fwd', out=out, resume=1e-6, verbose=False, **plans)
+u.fit(cbs=[Die()]).save(out/'clas', dtype='fp32')"""
+
+def test_the_one_call_is_killed_in_both_stages_and_ends_with_the_same_bits(toy, tmp_path):
+    "SIGKILL in the middle of stage B, of stage C, and none; the same call again each time"
+    df,tok,d = toy
+    df.to_json(d/'toy.json')
+    def go(at, out): return subprocess.run([sys.executable,'-c',_resumed,str(d),str(at),str(tmp_path/out)], capture_output=True, text=True)
+    whole = go(0, 'whole')
+    assert whole.returncode==0, whole.stderr
+    codes = [go(at, 'killed').returncode for at in (9,30,0)]
+    assert codes==[-signal.SIGKILL,-signal.SIGKILL,0] and len([*(tmp_path/'killed'/'checkpoints').iterdir()])==2
+    a,b = (load_artefact(tmp_path/o/'clas').tensors for o in ('whole','killed'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
 def test_a_search_for_a_rate_leaves_no_trace(toy, tmp_path, monkeypatch):
     "Bits of a training after fastai's `lr_find`, far enough that the loss is lost, are those of one without it; nothing is written"
     monkeypatch.chdir(tmp_path)
@@ -216,7 +244,9 @@ def test_a_search_for_a_rate_leaves_no_trace(toy, tmp_path, monkeypatch):
             learn.fit(1)
         return learn.model.state_dict()
     df,tok,d = toy
-    for make in (lambda: text_classifier_learner(loaders(df, tok, d), d/'fwd', verbose=False), lambda: language_model_learner(loaders(df, tok, d, is_lm=True, bs=8, seq_len=12), d/'fwd', verbose=False)):
+    clas = lambda: text_classifier_learner(loaders(df, tok, d), d/'fwd', verbose=False)
+    lm = lambda: language_model_learner(loaders(df, tok, d, is_lm=True, bs=8, seq_len=12), d/'fwd', verbose=False)
+    for make in clas,lm:
         a,b = train(False, make),train(True, make)
         assert all(torch.equal(a[k], b[k]) for k in a) and not [o for o in tmp_path.rglob('*') if o.is_file()]
 
@@ -232,6 +262,28 @@ def test_a_model_of_other_labels_words_or_direction_is_not_loaded(toy, tmp_path)
         with pytest.raises(error, match=says): other.load(tmp_path/'c')
         assert all(torch.equal(v, before[k]) for k,v in other.model.state_dict().items())
     assert make().load(tmp_path/'c').predict('the old cat').probs==learn.predict('the old cat').probs
+
+def test_loaders_of_the_wrong_kind_are_refused(toy):
+    df,tok,d = toy
+    tiny = dict(config=dict(emb_sz=8, n_hid=8, n_layers=1, output_p=.1), pretrained=None, verbose=False)
+    with pytest.raises(ValueError, match='these loaders have no labels'): text_classifier_learner(loaders(df, tok, d, is_lm=True), **tiny)
+    with pytest.raises(TypeError, match='make them with is_lm=True'): language_model_learner(loaders(df, tok, d), **tiny)
+    with pytest.raises(TypeError, match='do not say how their text was tokenised'): text_classifier_learner(df, **tiny)
+    alone = text_classifier_learner(TextDataLoaders.from_sets(loaders(df, tok, d).train.ds, tok=tok, bs=8), **tiny)
+    with alone.no_bar(), pytest.raises(ValueError, match='nothing to validate with'): alone.fit(1)
+    with pytest.raises(ValueError, match='a budget of 0 s trains nothing'): recipe(toy).fit('0s')
+
+def test_the_best_weights_are_kept_by_the_callback_of_fastai(toy, tmp_path, monkeypatch):
+    from fastai.callback.tracker import SaveModelCallback
+    monkeypatch.chdir(tmp_path)
+    df,tok,d = toy
+    learn,seen = text_classifier_learner(loaders(df, tok, d), None, dict(emb_sz=8, n_hid=8, n_layers=1, output_p=.1), verbose=False),[]
+    class Look(Callback):
+        order = 99
+        def after_epoch(self): seen.append((self.recorder.values[-1][1],self.model.state_dict()['head.6.bias'].clone()))
+    with learn.no_bar(), learn.no_logging(): learn.fit(4, 5e-2, cbs=[SaveModelCallback(),Look()])
+    assert learn.model.state_dict()['head.6.bias'].equal(min(seen, key=lambda o: o[0])[1])
+    with learn.no_bar(), pytest.raises(TypeError, match='leave with_opt out'): learn.fit(1, cbs=SaveModelCallback(with_opt=True))
 
 def test_fields_of_a_text_are_asked_about_as_they_were_trained(toy, tmp_path):
     df,tok,d = toy

@@ -125,7 +125,8 @@ class LMLearner(TextLearner):
         _no_optimizer(with_opt)
         return save_language_model(path, self.model, self.tok, self.backwards, card, dtype, **info)
     def load(self, path, # folder with a language model of the same vocabulary
-        with_opt: bool=False # fastai's, must be False
+        with_opt: bool=False, # fastai's, must be False
+        **kwargs # of fastai, not needed here
     ):
         "Fill the model from an artefact. Raises ArtefactError where the vocabulary is another"
         load_tensors(self.model, self._saved(path, 'language_model', with_opt).tensors, str(path))
@@ -134,6 +135,7 @@ class LMLearner(TextLearner):
         "Closed: the predictions would be a probability for every word at every place"
         raise TypeError('a language model predicts the whole vocabulary at every token, which does not fit in memory: use validate() for loss and '
             'perplexity, show_results() to look, predict(text) to continue a text')
+    def summary(self): return Groups(self) # fastai's would predict a batch
     @torch.no_grad()
     def show_results(self, dl=None, # validation by default
         max_n: int=6, # rows
@@ -214,7 +216,8 @@ class ClassifierLearner(TextLearner):
         _no_optimizer(with_opt)
         return save_classifier(path, self.model, self.tok, self.labels, self.task, self.backwards, card, dtype, **info)
     def load(self, path, # folder with a classifier of the same vocabulary and labels
-        with_opt: bool=False # fastai's, must be False
+        with_opt: bool=False, # fastai's, must be False
+        **kwargs # of fastai, not needed here
     ):
         "Fill the model from an artefact. Raises ArtefactError where vocabulary or labels are others"
         a = self._saved(path, 'classifier', with_opt)

@@ -30,6 +30,7 @@ from .train.groups import *
 from .train.stages import *
 from .train.unfreeze import *
 from .train.callbacks import *
+from .train.resume import Resumable
 from .artefacts import *
 from .inference import *
 from .learner import *
@@ -91,16 +92,22 @@ class ULMFiT:
         drop: float=.3, # dropout multiplier of stage C
         seed: int=42, # of weights, dropout and order
         verbose: bool=True, # say what happens
+        resume: bool|float=False, # keep a checkpoint in `out` every minute (or so many seconds), and go on where a killed training was
         **kwargs # of `text_classifier_learner`: `smoothing`, `weight`, `head`, `metrics`, `preset`
     ):
-        store_attr('dls,lm_dls,pretrained,lm_plan,plan,lm_drop,drop,seed,verbose,kwargs')
+        store_attr('dls,lm_dls,pretrained,lm_plan,plan,lm_drop,drop,seed,verbose,resume,kwargs')
         self.has_lm = pretrained is not None and lm_plan not in (False,'no LM fine-tuning') # is there a stage B?
         self._check()
+        if resume and not out: raise ValueError("resume keeps checkpoints in a folder that outlives this process: give one in out=, such as out='runs/mine'")
         self._tmp = None if out else tempfile.TemporaryDirectory()
         self.out,self.lm_learn,self.learn,self.plans,self.cuts = Path(out or self._tmp.name),None,None,{},[]
+        self.took = {} # seconds of each stage that had a budget
         if lm_dls is None and self.has_lm: self.lm_dls = lm_loaders(dls)
     def say(self, *o):
         if self.verbose: print(*o, flush=True)
+    def _resumable(self, name, learn): # callback of a stage
+        what = dict(texts=str(facts(learn.dls).corpus.path), pretrained=str(self.pretrained), seed=self.seed)
+        return Resumable(self.out/'checkpoints'/name, every_s=60 if self.resume is True else self.resume, config=what, say=self.say)
     def _trained(self):
         if self.learn is None: raise ValueError('there is no classifier yet: call fit() or finetune_classifier() first')
         return self.learn
@@ -140,8 +147,10 @@ def _run(self:ULMFiT, name, learn, plan, budget, cbs):
     "Train to a plan, and note what the clock cut from it; an earlier run of the same stage counts no more"
     self.plans[name],self.cuts = plan,[o for o in self.cuts if not o.startswith(f'{name}:')]
     self.say(f'{name}: {len(learn.dls.train):,} steps an epoch, {plan.epochs:g} epochs planned')
-    cbs = [*(cbs or []),*([TimeBudget(budget, say=None)] if budget else [])]
+    clock = TimeBudget(budget, say=None) if budget else None
+    cbs = [*(cbs or []),*([clock] if clock else []),*([self._resumable(name, learn)] if self.resume else [])]
     with nullcontext() if self.verbose else learn.no_logging(), nullcontext() if self.verbose else learn.no_bar(): learn.fit_unfreeze(plan, cbs=cbs)
+    if clock: self.took[name] = clock.elapsed
     total,done = len(plan.rates(len(learn.dls.train))),len(learn.group_rates)
     if done<total:
         self.cuts.append(f'{name}: {done:,} of {total:,} planned steps fitted into {seconds(budget):.0f} s; each stage kept its share of them')
@@ -170,8 +179,10 @@ def fit(self:ULMFiT,
 ) -> ULMFiT:
     "All stages"
     start,budget = time.time(),seconds(budget)
+    if budget is not None and not budget>0: raise ValueError(f"a budget of {budget:g} s trains nothing: give more, such as '3min', or None for the whole of the plans")
     self.finetune_lm(budget and budget*lm_share, cbs)
-    self.finetune_classifier(budget and max(budget-(time.time()-start), .1*budget), cbs)
+    took = max(time.time()-start, self.took.get('language model', 0)) # of a stage that is gone on with, all of its time
+    self.finetune_classifier(budget and max(budget-took, .1*budget), cbs)
     self.say(f'{time.time()-start:.0f} s in all')
     return self
 

@@ -71,9 +71,11 @@ class TextDataset:
         x = text_types()[0](self.padded(np.array([i]))[0])
         return (x,) if self.y is None else (x,self.y[i].as_subclass(self.y_type))
     @property
-    def vocab(self):
+    def vocab(self): # of the texts; with labels, both, as fastai has them
         v = self.tok.vocab if self.tok else None
-        return v if self.labels is None else L([v,self.labels])
+        if self.labels is None: return v
+        from fastai.data.transforms import CategoryMap # imports scikit-learn
+        return L([v,CategoryMap(self.labels, sort=False)])
 
 # %% ../../nbs/api/12b_data.documents.ipynb #11d225a0
 @patch
