@@ -91,7 +91,7 @@ def test_scrubber_and_object_agree(logs):
     assert r.position==33 and 'step 33 of 79' in v.html.value
     r.position = 12
     assert v.slider.value==12 and 'step 12 of 79' in v.html.value
-    for label,ms in (('half',200),('once',100),('twice',50),('four times',25)):
+    for label,ms in (('a quarter',400),('half',200),('once',100),('twice',50),('four times',25),('eight times',12)):
         v.speed.label = label
         assert v.play.interval==ms
     assert v.play.tooltip and v.slider.description=='step'

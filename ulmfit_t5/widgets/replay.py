@@ -210,7 +210,7 @@ class ReplayView:
         n = replay.last
         self.play = w.Play(min=0, max=n, value=replay.position, step=max(1, n//200), interval=100, tooltip='Play the training')
         self.slider = w.IntSlider(min=0, max=n, value=replay.position, description='step', continuous_update=True, layout=w.Layout(width='60%', min_width='300px'))
-        self.speed = w.Dropdown(options=[('half',.5),('once',1.),('twice',2.),('four times',4.)], value=1., description='speed', layout=w.Layout(width='180px'))
+        self.speed = w.Dropdown(options=[('a quarter',.25),('half',.5),('once',1.),('twice',2.),('four times',4.),('eight times',8.)], value=1., description='speed', layout=w.Layout(width='180px'))
         w.jslink((self.play,'value'), (self.slider,'value'))
         self.html = w.HTML()
         self.slider.observe(self._moved, 'value')
