@@ -276,7 +276,7 @@ def test_an_awaited_run_ends_with_its_cell(when, marked):
         with pytest.raises(asyncio.CancelledError): await task
     loop = task = None
     asyncio.run(main())
-    assert learn.distributed['stopped'] and gone(marked, .5)
+    assert learn.distributed['stopped'] and gone(marked)
     if when=='starting': return
     assert learn.recorder.losses
     with pytest.raises(RuntimeError, match='set_rate does not reach other processes'): tickets[0].wait(5)
