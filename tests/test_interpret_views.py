@@ -191,5 +191,6 @@ def test_attention_is_coloured_where_no_script_runs(side):
     assert [i for i,s in enumerate(asks) if 'outline' in s]==[1]
     blue = [float(m[1]) if (m := re.search(r'rgba\(0,114,178,([\d.]+)\)', s)) else 0. for s in keys]
     w = v.sides[side].dense()[-1,:,1].mean(0)
-    assert [b>0 for b in blue]==list(w>.004) and blue[int(w.argmax())]==max(blue) and max(blue)>.5
+    if side=='decoder': w = np.append(w[1:], 0.) # a place has read what was written before it, the first one only the start, which is not shown
+    assert [b>0 for b in blue]==list(w>.004) and blue[int(w.argmax())]==max(blue) and max(blue)>(.12 if side=='decoder' else .5)
     if side!='decoder' and side!='encoder': assert 'rgba' not in ''.join(asks)

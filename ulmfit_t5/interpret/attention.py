@@ -162,10 +162,14 @@ class AttentionView:
         return f'“{html.escape(names[self.at].replace("▁", ""))}” looks at {s}'
     def _looks(self, cls):
         "Styles of the tokens in one of the two texts: what is looked at in blue, and who looks framed"
-        mine,asks = cls==('u5-wrote' if self.side=='decoder' else 'u5-read'),cls==('u5-read' if self.side=='encoder' else 'u5-wrote')
+        n,wrote = len(self.read),cls=='u5-wrote'
+        first = dict(encoder=((0,None),(0,None)), decoder=((None,0),(None,1)), cross=((None,0),(0,None)), row=((1,n+1),(1,n+1)))[self.side]
+        q,k = (o[wrote] for o in first) # places of the first token of this text, among those that look and those that are looked at
         w = self.sides[self.side].dense()[-1,:,self.at].mean(0)
-        blue = lambda i: f';background:rgba(0,114,178,{.12+.6*w[i]/max(w.max(), .01):.2f})' if mine and w[i]>.004 else ''
-        return [blue(i)+(';outline:2px solid #D55E00' if asks and i==self.at else '') for i in range(len(self.read if cls=='u5-read' else self.wrote))]
+        def one(i):
+            v = w[k+i] if k is not None and k+i<len(w) else 0.
+            return (f';background:rgba(0,114,178,{.12+.6*v/max(w.max(), .01):.2f})' if v>.004 else '') + (';outline:2px solid #D55E00' if q is not None and q+i==self.at else '')
+        return [one(i) for i in range(len(self.wrote if wrote else self.read))]
     def _repr_html_(self):
         pick = lambda cls,opts,name: f'<label>{name} <select class="{cls}" style="color:inherit;background:transparent;font:inherit">{opts}</select></label> '
         opts = lambda kv,on: ''.join(f'<option value="{v}"{" selected" if v==on else ""} style="color:#222;background:#fff">{n}</option>' for v,n in kv)
