@@ -220,10 +220,11 @@ def toy(fail=None):
         def before_batch(self):
             if not fail or os.environ.get('RANK')!='1' or self.iter<2: return
             if fail=='raise': return 1/0
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGSEGV if fail=='crash' else signal.SIGKILL)
     return learn.add_cb(Fail())
 
-@pytest.mark.parametrize('how,words', [('raise',('process 1 of 2 failed','1/0','ZeroDivisionError')), ('kill',('process 1 of 2 ended by the signal SIGKILL',))])
+@pytest.mark.parametrize('how,words', [('raise',('process 1 of 2 failed','1/0','ZeroDivisionError')), ('kill',('process 1 of 2 ended by the signal SIGKILL',)),
+    ('crash',('process 1 of 2 ended by the signal SIGSEGV','Fatal Python error','in before_batch'))])
 def test_a_process_that_fails_is_told(how, words, marked):
     "The traceback is here although the other process waits for this one, and the learner can be used"
     learn = toy()

@@ -127,7 +127,7 @@ def _fail(self:Workers, errors):
     if not silent: # the first to fail, by its own clock
         first = min(errors, key=lambda o: o['at'])
         raise WorkerError(f"process {first['rank']} of {self.n} failed:\n{first['text']}")
-    tail = self.log(silent[0]).read_text(errors='replace')[-2000:]
+    tail = self.log(silent[0]).read_text(errors='replace').split('\nExtension modules:')[0][-6000:] # which Python lists where it crashes
     raise WorkerError(f'process {silent[0]} of {self.n} ended {_how(self.procs[silent[0]].returncode)}' + (f'; it last printed:\n{tail}' if tail.strip() else ''))
 
 # %% ../../nbs/api/37_train.distributed.ipynb #3ec9760e

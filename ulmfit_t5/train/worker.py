@@ -92,7 +92,7 @@ def main():
     if not hello: return
     die_with_parent()
     end_with(sys.stdin)
-    faulthandler.enable() # a crash below Python leaves its traceback in what was printed
+    faulthandler.enable(all_threads=False) # a crash below Python leaves its traceback in what was printed
     ch,asked,code = connect(hello['port'], hello['token']),threading.Event(),0
     def listen():
         for m in ch:
