@@ -235,6 +235,16 @@ def test_a_process_that_fails_is_told(how, words, marked):
     torch.testing.assert_close(learn.model.weight.detach(), was, atol=0, rtol=0)
     with learn.no_bar(),learn.no_logging(): learn.fit(1)
 
+def test_an_interrupt_waits_for_a_start():
+    "It comes when the block has ended, and not within"
+    from ulmfit_t5.train.distributed import held_interrupts
+    seen,old = [],signal.signal(signal.SIGINT, lambda *args: seen.append('interrupt'))
+    with held_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        seen.append('end')
+    signal.signal(signal.SIGINT, old)
+    assert seen==['end','interrupt']
+
 def test_interrupts_leave_nothing_behind(tmp_path, marked):
     "At any moment: while processes start, and in a step, where what was learned so far is kept"
     learn = toy()
