@@ -53,7 +53,7 @@ def chromium():
     if not found() and os.geteuid()==0 and shutil.which('apt-get'):
         for cmd in (['update'],['install','-y','--no-install-recommends','chromium']): subprocess.run(['apt-get','-qq',*cmd], check=False, stdout=subprocess.DEVNULL)
     if path := found(): return path
-    pytest.fail("the browser tests need Chromium and there is none, nor could it be installed: apt-get install chromium, and run them again")
+    pytest.fail("the browser tests need Chromium and there is none, nor could it be installed: apt-get install chromium (where the packages have none, as on Ubuntu: Google Chrome), and run them again")
 
 def free_port():
     with socket.socket() as s:

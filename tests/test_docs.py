@@ -19,6 +19,14 @@ def test_every_notebook_has_a_page(site):
     want = {(o.parent/re.sub(r'^\d+[a-zA-Z0-9]*_', '', o.stem)).as_posix() for o in nbs}-{'index'}|{'overview'}
     assert {f'{o}.html' for o in want} <= pages
 
+def test_pages_stand_in_the_order_of_their_notebooks(site):
+    "Lessons one after the other, modules from the lowest layer up: by number, which the names of pages do not show"
+    html = (site/'index.html').read_text(encoding='utf8')
+    for d in ('tutorials','api'):
+        want = [f"{d}/{re.sub(r'^[0-9]+[a-zA-Z0-9]*_', '', o.stem)}.html" for o in sorted((root/'nbs'/d).glob('*.ipynb'))]
+        at = [html.find(f'href="{o}"') for o in want]
+        assert -1 not in at and at==sorted(at)
+
 def test_reference_is_there(site):
     "A function's page states its signature and its docstring"
     html = re.sub(r'<[^>]+>', '', (site/'api'/'core.html').read_text(encoding='utf8'))
