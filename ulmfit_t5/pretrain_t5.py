@@ -291,7 +291,7 @@ def pretrain_t5(
     if train:
         mix,tdata,tbatches = task_data(train, held, tok, task_length, bs, temperature, seed)
         both = Interleaved(tdata, data, start=first.step)
-        second = T5Run(out/'tasks', model, both, tbatches, lr=lr/3, steps=10**9, budget=task_budget, seed=seed, bs=bs, tasks=str(mix))
+        second = T5Run(out/'tasks', model, both, tbatches, lr=lr/3, steps=10**9, budget=task_budget, seed=seed, bs=bs, tasks=str(mix), begun=first.step)
         second.train()
     print('saved in', export_t5(out/'model', looking, first, second, tok, held, str(mix), command_line(pretrain_t5, given), corpus or str(texts), licence, embed, name, files))
     return second or first

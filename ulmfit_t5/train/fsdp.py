@@ -26,7 +26,7 @@ def swap_params(opt, # fastai `Optimizer`, or None
     opt.param_lists = L(L(new[p] for p in pg) for pg in opt.param_lists)
     old = {p:dict(s) for p,s in opt.state.items()}
     opt.state.clear()
-    for p,s in old.items(): opt.state[new[p]] = {k:state(v, new[p]) for k,v in s.items()}
+    for p,s in old.items(): opt.state[new.get(p, p)] = {k:state(v, new[p]) for k,v in s.items()} if p in new else s # fastai takes whatever is called bias for a parameter
 
 def piece(v, p): # an entry of the state as a piece, like the parameter `p`
     if not isinstance(v, torch.Tensor): return v
