@@ -1,5 +1,5 @@
 "Artefacts under faults, vocabulary matching, and fastai's files"
-import io,json,os,random,signal,subprocess,sys,time
+import io,json,os,random,subprocess,sys,time
 from pathlib import Path
 import pytest,torch
 from hypothesis import HealthCheck,given,settings,strategies as st
