@@ -287,7 +287,7 @@ def test_bad_input_of_a_corpus(tmp_path, no_list):
     for kw,m in ((dict(texts=d/'none'), 'is not there'), (dict(texts=tmp_path/'empty'), 'holds no text'), (dict(out=d/'clean'), 'is inside'), (dict(out=d), 'is inside'),
         (dict(texts=d/'1.txt', out=tmp_path), 'is inside'), (dict(rules='min_word'), "did you mean 'min_words'"), (dict(executor='rey'), "did you mean 'ray'"),
         (dict(executor='slurm', options=str(tmp_path/'bad.json')), 'needs the option time'), (dict(options=dict(colour=1)), "no option 'colour'"), (dict(options=str(d/'1.txt')), 'is no JSON file'),
-        (dict(bad_words=str(d/'none')), 'is not there'), (dict(out=other), 'of something else'), (dict(field='body'), "KeyError 'body'"), (dict(out=d/'1.txt'), 'is')):
+        (dict(bad_words=str(d/'none')), 'is not there'), (dict(out=other), 'of something else'), (dict(field='body'), "no JSON object with a field 'body'"), (dict(out=d/'1.txt'), 'is')):
         kw = dict(texts=d, out=out, workers=1) | no_list | kw
         with pytest.raises((ValueError,FileNotFoundError), match=re.escape(m)): clean(**{k:str(v) if isinstance(v, type(d)) else v for k,v in kw.items()})
     assert not out.exists()

@@ -9,7 +9,7 @@ __all__ = ['EXECUTORS', 'ReadPages', 'CleanPages', 'WritePages', 'SentenceSplitt
            'Finish', 'executor_class', 'cleaning_jobs', 'clean', 'cleaning_report']
 
 # %% ../../nbs/api/19a_data.cleaning_pipeline.ipynb #838530da
-import gzip,inspect,io,json,lzma,shutil,sys,zlib
+import gzip,inspect,io,json,shutil,sys
 from collections import deque
 from contextlib import contextmanager,redirect_stderr
 from difflib import get_close_matches
@@ -35,10 +35,9 @@ class ReadPages:
         n = 0
         try:
             for t in read_documents(file, field=self.field):
-                if not isinstance(t, str|None): raise TypeError(f'its {self.field} is {t!r}, a {type(t).__name__}')
-                yield f'{Path(file).name}/{n}',t or ''
+                yield f'{Path(file).name}/{n}',t
                 n += 1
-        except (ValueError,TypeError,KeyError,EOFError,OSError,lzma.LZMAError,zlib.error) as e:
+        except (ValueError,OSError) as e:
             raise ValueError(f'{file} cannot be read after page {n}: {type(e).__name__} {e}; mend the file and call again to go on, or remove it and clean into another folder') from e
     def __call__(self, data=None, rank: int=0, world_size: int=1): # yields documents
         from datatrove.data import Document

@@ -172,8 +172,8 @@ def _from_json(lines, field):
         try: t = json.loads(l)[field]
         except ValueError as e: raise ValueError(f'line {n} is not JSON ({e}): correct it, or take it out') from None
         except (KeyError,TypeError,IndexError): raise ValueError(f'line {n} is no JSON object with a field {field!r}: correct it, or name the field of the texts') from None
-        if not isinstance(t, str): raise ValueError(f'line {n} has {t!r:.60} in its field {field!r}, which is no text: correct it, or take it out')
-        yield t
+        if not isinstance(t, str|None): raise ValueError(f'line {n} has {t!r:.60} in its field {field!r}, which is no text: correct it, or take it out')
+        yield t or ''
 
 def _documents_of(p, field):
     try:
