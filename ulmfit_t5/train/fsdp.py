@@ -8,6 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.fsdp.html.md"""
 __all__ = ['swap_params', 'piece', 'whole', 'layers_of', 'ask_for_grad', 'fully_sharded']
 
 # %% ../../nbs/api/37e_train.fsdp.ipynb #3d3e414a
+import warnings
 from contextlib import contextmanager
 import torch
 from fastcore.foundation import L
@@ -76,7 +77,10 @@ def fully_sharded(model: nn.Module, # trained inside, in place
     now = dict(model.named_parameters())
     swap_params(opt, {p:now[n] for n,p in old.items()}, piece)
     for p in old.values(): p.data = p.data.new_empty(0)
-    try: yield model
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'FSDP2-wrapped module .* returned a view', UserWarning) # whoever adds to it in place is in danger: nobody here does
+            yield model
     finally:
         for m in model.modules():
             if isinstance(m, FSDPModule): m.reshard()
