@@ -13,7 +13,6 @@ SCRIPTS = ['lm_step','classifier','inference','generation','tokenise','streaming
     't5_generate','trec6','imdb_labels','cleaning','attention_view','rank_balance','t5_tasks','t5_adapt','t5_start'] # steering, lr_find and distributed take minutes
 EXTRA = dict(streaming='/proc/self/smaps_rollup')
 REAL = 'trec6','imdb_labels','rank_balance','t5_tasks','t5_adapt','t5_start' # measure on texts that are not bundled
-OLD = 'loaders','optimizers' # kept results that were measured before there was one format
 number = lambda o: isinstance(o, (int,float)) and not isinstance(o, bool)
 
 def faults(d, name, strict):
@@ -45,7 +44,7 @@ def test_the_format_and_its_faults():
 @pytest.mark.parametrize('fn', sorted((bench/'results').glob('*.json')), ids=lambda o: o.stem)
 def test_kept_results(fn):
     d = json.loads(fn.read_text(encoding='utf8'))
-    assert faults(d, fn.stem, fn.stem in SCRIPTS and (fn.stem not in OLD or 'quick' in d))==[]
+    assert faults(d, fn.stem, fn.stem in SCRIPTS)==[]
     assert not d.get('quick'), 'a trial was kept as a result'
     assert (bench/f'{fn.stem}.py').exists()
 
