@@ -18,7 +18,7 @@ SHORT = dict(trec6=('TREC-6 error, forward','TREC-6 error, both'), lm_step=('tra
     streaming=('peak resident memory, streaming',), loaders=('language model, reviews of 250 tokens, shuffled','classifier, reviews'), optimizers=('AdamW step, paper',),
     span_corruption=('span corruption, 128 rows of 568',), t5_tasks=('mean of',), t5_adapt=('T5, IMDb',), t5_step=('training step',),
     t5_generate=('writing',), rank_balance=('balance by tokens',), attention_view=('payload at 512',), cleaning=('rules for lines',), lr_find=('geometric',),
-    steering=('board and cockpit','click'), distributed=('language model',), packing=(), lm_init=(), t5_start=(), plans=(), plans_scratch=())
+    steering=('training step, cockpit and layer','click'), distributed=('lm: from the call','processes left'), packing=(), lm_init=(), t5_start=(), plans=(), plans_scratch=())
 _hidden = re.compile(r'^#\|\s*(hide|default_exp|export\w*|include:\s*false)\s*$', re.M)
 _links = re.compile(r'(\]\()(?![a-z]+:|#|/)([^)\s]+)(\))')
 
