@@ -5,6 +5,7 @@ from ulmfit_t5.core import seed_everything
 from ulmfit_t5.data.tokenizer import bundled_tokenizer
 from ulmfit_t5.inference import TextPredictor
 from ulmfit_t5.interpret.attribution import *
+from ulmfit_t5.interpret.captum import *
 from ulmfit_t5.interpret.words import *
 from ulmfit_t5.models.awd_lstm import AWDLSTM
 from ulmfit_t5.models.heads import BiClassifier,TextClassifier
@@ -67,10 +68,12 @@ def test_windows_of_both_directions():
     a = predictor(BiClassifier(classifier(max_len=12), classifier(seed=1, max_len=12))).explain(TEXT, 'plant', tol=.005)
     assert complete(a) and a.pieces[2][1].any() and a.pieces[-1][1].any() and 'in each direction' in a.note
 
+def captum(): return pytest.importorskip('captum.attr', reason='Captum is an extra: pip install ulmfit_t5[explain]')
+
 @pytest.mark.parametrize('n', [9,23])
 def test_integrated_gradients_equal_captum(n):
     "The same points, the same path, the same numbers; on the embedding of a chunked classifier"
-    attr = pytest.importorskip('captum.attr', reason='Captum is an optional peer: pip install captum')
+    attr = captum()
     pred = predictor()
     p = classifier_probe(pred, TEXT, 1)
     enc,V = pred.model.eval().encoder.embed,enc_size(pred)
@@ -82,6 +85,59 @@ def test_integrated_gradients_equal_captum(n):
     peer = attr.InputXGradient(forward).attribute(x.requires_grad_())[0]
     own = input_x_gradient(p._replace(bases=[torch.zeros_like(p.bases[0])])).scores[:,0]
     np.testing.assert_allclose(own, peer.sum(-1).detach().numpy(), atol=1e-5)
+
+def test_a_function_of_vectors_is_a_layer():
+    "`LayerIntegratedGradients` looks at the embedding with hooks of its own: where a text is read in one piece it can, and finds what we find"
+    attr = captum()
+    pred = predictor(classifier(bptt=200))
+    p = classifier_probe(pred, TEXT, 1, 'unk')
+    ids = p.ids[None]
+    empty = torch.where((ids<9)&(ids!=tok.unk_id), ids, tok.unk_id)
+    with explaining(pred.model): peer = attr.LayerIntegratedGradients(p.f, p.embeds[0]).attribute(ids, empty, target=0, n_steps=20).sum(-1)[0]
+    np.testing.assert_allclose(captum_method('IntegratedGradients', n_steps=20)(p).scores[:,0], peer.detach().numpy(), atol=1e-5)
+
+def asked(): # (what answers, a text, an answer to ask about)
+    both = predictor(BiClassifier(classifier(), classifier(seed=1)))
+    return dict(classifier=(predictor(),TEXT,'plant'), both=(both,TEXT,'plant'), backwards=(predictor(backwards=True),TEXT,'plant'),
+        t5=(writer(),'Which river runs through Vienna?','Danube'))
+
+@pytest.mark.parametrize('kind', ['classifier','both','backwards','t5'])
+def test_methods_of_captum_on_our_models(kind):
+    "The same result as ours where the method is the same; complete where the method is; and one that only takes away knows nothing of directions"
+    captum()
+    who,text,target = asked()[kind]
+    own = who.explain(text, target, steps=32, most=32)
+    a = who.explain(text, target, method=captum_method('IntegratedGradients', n_steps=32))
+    np.testing.assert_allclose(a.scores, own.scores, atol=1e-4)
+    assert (a.words,a.outputs,a.method)==(own.words,own.outputs,'captum.IntegratedGradients')
+    assert own.value==pytest.approx(a.value) and 'for' in a._repr_html_()
+    s = who.explain(text, target, method=captum_method('ShapleyValueSampling', n_samples=2))
+    assert s.total.sum()==pytest.approx(s.value-s.base, abs=1e-3)
+    f = who.explain(text, target, method=captum_method('FeatureAblation'))
+    np.testing.assert_allclose(f.total, left_out(who, text, target, f), atol=1e-4)
+
+def left_out(who, text, target, a):
+    "What the answer loses without each word, by hand"
+    def ablate(p):
+        out = []
+        for i in range(len(p.ids)):
+            rows = [x.clone() for x in p.reals]
+            for x,b in zip(rows, p.bases): x[i] = b[i]
+            with explaining(p.model),torch.no_grad(): out.append(p.ends()[0]-p(*[o[None] for o in rows])[0].numpy())
+        return Shares(np.stack(out), *p.ends(), np.zeros(1), 1)
+    return who.explain(text, target, method=ablate).total
+
+@pytest.mark.parametrize('name', CAPTUM)
+def test_each_method_of_captum_runs(name):
+    captum()
+    seed_everything(1)
+    a = predictor().explain(TEXT, 'animal', method=captum_method(name))
+    assert np.isfinite(a.scores).all() and a.scores.shape==(len(a.words),1)
+    if name!='Lime': assert abs(a.scores).max()>0 # its Lasso may leave nothing of small effects
+
+@pytest.mark.parametrize('name', ['LayerIntegratedGradients','DeepLift','Nothing'])
+def test_what_does_not_explain_a_function_is_refused(name):
+    with pytest.raises(ValueError, match=f'{name}.* choose one of IntegratedGradients'): captum_method(name)
 
 def enc_size(pred): return pred.model.encoder.embed.num_embeddings
 
