@@ -49,8 +49,8 @@ def main():
         size,took,kept = ours(model, tok, x, y, a.top)
         theirs,slow,who = bertviz(model, tok, x, y)
         note = f'{a.top} weights of a row, {kept:.0%} of the weight of random weights; an answer of {len(y)} tokens'
-        rows.append(line(f'payload at {n} tokens', size, theirs, theirs/size, 'bytes', 'lower', who, note))
-    rows.append(line(f'time to make it at {n} tokens', took, slow, slow/took, 's', 'lower', who, 'ours with the pass of the model, the peer without'))
+        rows.append(line(f'picture of the attention to {n} tokens', size, theirs, theirs/size, 'bytes', 'lower', who, note))
+    rows.append(line(f'time to make the picture of {n} tokens', took, slow, slow/took, 's', 'lower', who, 'ours with the pass of the model, the peer without'))
     write('attention_view', a, rows, time.time()-began)
 
 if __name__=='__main__': main()

@@ -89,7 +89,7 @@ def jobs(a):
 def rows(res, a):
     size,vocab,_,bs = setting(a)
     r = res['ours fp32'][0]
-    what = f"{size['emb_sz']}/{size['n_hid']}, {vocab:,} words, batch {bs}"
+    what = f"AWD-LSTM (embedding {size['emb_sz']}, hidden {size['n_hid']}, {vocab:,} words), batch {bs}"
     note = f"{r['n']} {r['name']}, {r['tokens']/r['n']:.0f} tokens on average; all layers train; chunks of {BPTT}, {MAX_LEN} tokens pooled"
     return [res.row(f'classifier fine-tuning {j[5:]}, {what}', j, 'fastai fp32', 'docs', 'documents/s', note=note) for j in res if j.startswith('ours')]
 

@@ -64,7 +64,7 @@ def their_job(a):
 def rows(res, a):
     r,p = res['ours'][0],res['datatrove'][0]
     unit,note = 'million characters a second',f'{r["n"]} pages of {r["what"]}, {r["mb"]:.1f} MB; '
-    out = [res.row('rules for lines and pages, no sentences', 'ours', 'datatrove', 'lines', unit, note=f'{note}C4QualityFilter'),
+    out = [res.row('cleaning web pages by C4\'s rules for lines and pages, sentences not counted', 'ours', 'datatrove', 'lines', unit, note=f'{note}C4QualityFilter'),
         res.row('the same with sentences counted', 'ours', 'datatrove', 'whole', unit, note=f'{p["same"]:.1%} of {p["checked"]} pages come out the same'),
         line('the ten rules without language and duplicates', res.med('ours', 'paper'), None, None, unit, note=f'{len(BAD)} bad words'),
         line('with duplicate spans, in memory', res.med('ours', 'spans'), None, None, unit)]

@@ -62,8 +62,8 @@ jobs = {'ours fp32':ours, 'fastai fp32':fastai}
 
 def rows(res, a):
     size,vocab,words = setting(a)
-    what = f"{size['emb_sz']}/{size['n_hid']}, {vocab:,} words"
-    out = [res.row(f'generation of {n} words, {what}', 'ours fp32', 'fastai fp32', str(n), 'ms/word', 'lower', 'fastai LMLearner.predict') for n in words]
+    what = f"AWD-LSTM (embedding {size['emb_sz']}, hidden {size['n_hid']}, {vocab:,} words)"
+    out = [res.row(f'writing {n} words, {what}', 'ours fp32', 'fastai fp32', str(n), 'ms/word', 'lower', 'fastai LMLearner.predict') for n in words]
     diff = max(abs(o-p) for o,p in zip(res['ours fp32'][0]['probs'], res['fastai fp32'][0]['probs']))
     return out + [line(f'largest difference of the next word\'s probabilities, {what}', diff, None, None, 'probability', 'lower', note='first 500 words')]
 

@@ -132,10 +132,10 @@ def rows(res, a):
     size,_,n,bs,_ = setting(a)
     out,name = [],res['ours fp32'][0]['name']
     for j in [o for o in res if o.startswith('ours')]:
-        def add(what, *args, note, **kw): out.append(res.row(f'{what}, {j[5:]}, {size["emb_sz"]}/{size["n_hid"]}', j, 'fastai fp32', *args, note=note, **kw))
-        add('batch inference from ids', 'ids', 'documents/s', peer_name='fastai get_preds', note=f'{n} {name}, sorted by length; fastai in batches of {bs}')
-        add('batch inference from text', 'text', 'documents/s', peer_name='fastai test_dl + get_preds', note='tokenising included, one process')
-        add('one text of 80 words', 'one', 'ms', 'lower', peer_name='fastai predict', note='median latency, tokenising included')
+        def add(what, *args, note, **kw): out.append(res.row(f'{what}, {j[5:]}, AWD-LSTM (embedding {size["emb_sz"]}, hidden {size["n_hid"]})', j, 'fastai fp32', *args, note=note, **kw))
+        add('classifying token ids in batches', 'ids', 'documents/s', peer_name='fastai get_preds', note=f'{n} {name}, sorted by length; fastai in batches of {bs}')
+        add('classifying raw texts in batches', 'text', 'documents/s', peer_name='fastai test_dl + get_preds', note='tokenising included, one process')
+        add('classifying one text of 80 words', 'one', 'ms', 'lower', peer_name='fastai predict', note='median latency, tokenising included')
         out += answers(res, j, f"{j[5:]}, {size['emb_sz']}/{size['n_hid']}")
     if 'trained' in res:
         r = res['trained'][0]

@@ -80,10 +80,10 @@ def rows(res, a):
     sizes,bs,t,_ = setting(a)
     out,has = [],'ours bf16' in res
     for k,s in sizes.items():
-        what = f"{k} size ({s['emb_sz']}/{s['n_hid']}, {s['vocab']:,} words), batch {bs} x {t}"
-        out.append(res.row(f'training step fp32, {what}', 'ours fp32', 'fastai fp32', k, 'tokens/s'))
-        if has: out.append(res.row(f'training step bf16, {what}', 'ours bf16', 'fastai fp32', k, 'tokens/s', note="fastai's own training on a CPU is float32"))
-        if has: out.append(res.row(f'training step bf16, {what}', 'ours bf16', 'fastai bf16', k, 'tokens/s', note='both in torch.autocast'))
+        what = f"{k} size (embedding {s['emb_sz']}, hidden {s['n_hid']}, {s['vocab']:,} words), batch {bs} x {t} tokens"
+        out.append(res.row(f'AWD-LSTM training step fp32, {what}', 'ours fp32', 'fastai fp32', k, 'tokens/s'))
+        if has: out.append(res.row(f'AWD-LSTM training step bf16, {what}', 'ours bf16', 'fastai fp32', k, 'tokens/s', note="fastai's own training on a CPU is float32"))
+        if has: out.append(res.row(f'AWD-LSTM training step bf16, {what}', 'ours bf16', 'fastai bf16', k, 'tokens/s', note='both in torch.autocast'))
         for j,p,dt in (('ours fp32','fastai fp32','float32'),('ours bf16','fastai bf16','bfloat16')):
             if j not in res: continue
             out.append(matmul_share(res, f'{k} size', k, j, p, work(**s), dt))

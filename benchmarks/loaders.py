@@ -32,9 +32,9 @@ def ours(a):
     res = {}
     for name,mean in KINDS.items():
         c = Corpus(a.tmp/f'c{mean}')
-        for how,s in (('shuffled',True),('in order',False)): res[f'language model, {name}, {how}'] = rate(a, lambda: LMLoader(c, bs=64, seq_len=72, shuffle=s, seed=0))
+        for how,s in (('shuffled',True),('in order',False)): res[f'loading batches for a language model, {name}, {how}'] = rate(a, lambda: LMLoader(c, bs=64, seq_len=72, shuffle=s, seed=0))
         make = lambda: BucketLoader(TextDataset(c, y=torch.arange(len(c))%14), bs=64, shuffle=True, seed=0, max_tokens=None)
-        res |= {f'classifier, {name}':rate(a, make, 1), f'padding, {name}':make().padding()}
+        res |= {f'loading batches for a classifier, {name}':rate(a, make, 1), f'padding, {name}':make().padding()}
     return res
 
 def fastai(a):
@@ -47,11 +47,11 @@ def fastai(a):
         c = Corpus(a.tmp/f'c{mean}')
         items,lens = [TensorText(torch.from_numpy(np.array(c[i]).astype(np.int64))) for i in range(len(c))],c.lens.tolist()
         lm,kw = Datasets(items, tfms=[[]]),dict(lens=lens, bs=64, seq_len=72, num_workers=0)
-        for how,s in (('shuffled',True),('in order',False)): res[f'language model, {name}, {how}'] = rate(a, lambda: LMDataLoader(lm, shuffle=s, **kw))
+        for how,s in (('shuffled',True),('in order',False)): res[f'loading batches for a language model, {name}, {how}'] = rate(a, lambda: LMDataLoader(lm, shuffle=s, **kw))
         pairs = list(zip(items, torch.arange(len(c))%14))
         make = lambda: SortedDL(pairs, res=lens, bs=64, shuffle=True, before_batch=Pad_Chunk(pad_first=False, seq_len=72), num_workers=0)
         cells = [((b[0]!=1).sum().item(),b[0].numel()) for b in make()]
-        res |= {f'classifier, {name}':rate(a, make, 1), f'padding, {name}':1-sum(n for n,_ in cells)/sum(n for _,n in cells)}
+        res |= {f'loading batches for a classifier, {name}':rate(a, make, 1), f'padding, {name}':1-sum(n for n,_ in cells)/sum(n for _,n in cells)}
     return res
 
 def rows(res, a):

@@ -128,7 +128,8 @@ def main():
         rows.append(line(f'{name}: rate named with trust (0 is right)', float(r.trusted), 1., 2-r.trusted, 'of 1', 'lower', 'fastai lr_find, valley', f'ours: {r}; valley names {them:.2g}'))
     if away['ours']:
         gm = {k:float(np.exp(np.mean(np.log(v)))) for k,v in away.items()}
-        rows.append(line('geometric mean of the factors', gm['ours'], gm['fastai'], gm['fastai']/gm['ours'], 'times', 'lower', 'fastai lr_find, valley', f'{len(away["ours"])} trainings of {steps} updates'))
+        rows.append(line(f'distance of the learning rate found from the best one, mean of {len(away["ours"])} trainings', gm['ours'], gm['fastai'],
+            gm['fastai']/gm['ours'], 'times', 'lower', 'fastai lr_find, valley', f'geometric mean of the factors; trainings of {steps} updates'))
     write('lr_find', a, rows, time.time()-began)
 
 if __name__=='__main__': main()

@@ -24,7 +24,7 @@ def job(side):
         else: from fastai.optimizer import Adam,SGD
         opts = {'AdamW':Adam, 'SGD':SGD, 'momentum SGD':partial(SGD, mom=.9)}
         def ms(f, ss): return 1000*timed(f([params(ss, a.device)], lr=1e-3).step, 2 if a.quick else a.n, 2, a.device)
-        return {f'{n} step, {s} language model':ms(f, ss) for s,ss in sizes(a).items() for n,f in opts.items()}
+        return {f'{n} update of a language model of {s} size':ms(f, ss) for s,ss in sizes(a).items() for n,f in opts.items()}
     return go
 
 def rows(res, a): return [res.row(k, 'ours', 'fastai', k, 'ms a step', 'lower') for k in res['ours'][0]]

@@ -53,11 +53,11 @@ def main(a):
         for peer,f in sides.items():
             o = figures(f(corpus, n, n*BS), lens)
             for k,what in (('tokens','tokens'),('cells','padded cells')):
-                rows.append(line(f'balance by {what}, {n} processes', mine[k], o[k], mine[k]/o[k], 'of 1', 'higher', peer,
+                rows.append(line(f'{what} shared among {n} processes, mean over busiest', mine[k], o[k], mine[k]/o[k], 'of 1', 'higher', peer,
                     f'{name}, {BS} texts a process; to reach {REACH[n]}; texts read {mine["seen"]:,} and {o["seen"]:,} of {len(lens):,}'))
-            rows.append(line(f'epoch, {n} processes', mine['time'], o['time'], o['time']/mine['time'], 'million cells of the slowest', 'lower', peer))
+            rows.append(line(f'an epoch shared among {n} processes', mine['time'], o['time'], o['time']/mine['time'], 'million cells of the slowest', 'lower', peer))
         one = figures(ours(corpus, n, BS), lens)
-        rows.append(line(f'balance by tokens, {n} processes share a batch of {BS}', one['tokens'], None, None, 'of 1', note=f'by padded cells {one["cells"]:.4f}'))
+        rows.append(line(f'tokens of a batch of {BS} shared among {n} processes, mean over busiest', one['tokens'], None, None, 'of 1', note=f'by padded cells {one["cells"]:.4f}'))
     return write('rank_balance', a, rows, time.time()-began)
 
 if __name__=='__main__': main(parser(__doc__).parse_args())

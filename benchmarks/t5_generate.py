@@ -97,7 +97,7 @@ def rows(res, a):
         o,p,what = f'ours {k or "fp32"}',f'transformers {PEERS[k]}',dict(fp16='weights in fp16').get(k, k or 'fp32')
         for way,(b,_) in WAYS.items():
             how = f"{'greedy' if way.startswith('greedy') else 'beam search of 4'}, batch {b}"
-            out.append(res.row(f'writing {n} tokens, {what}, {name}, {how}', o, p, way, 'ms/step', 'lower', f'transformers generate, {PEERS[k]}', note=took))
+            out.append(res.row(f'T5 writing {n} tokens, {what}, {name}, {how}', o, p, way, 'ms/step', 'lower', f'transformers generate, {PEERS[k]}', note=took))
         share = same(res, o)
         if k is None and share<1: raise SystemExit(f'in float32 only {share:.0%} of the texts are those of transformers: a step is wrong')
         out.append(line(f'share of texts as transformers writes in fp32, {what}, {name}', share, None, None, 'of 1', 'higher', note='random weights, all ids compared'))

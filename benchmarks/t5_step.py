@@ -84,7 +84,7 @@ def rows(res, a):
         for dt,long in (('fp32','float32'),('bf16','bfloat16')):
             o,p = f'ours {dt}',f'transformers {dt}'
             if o not in res: continue
-            out.append(res.row(f'training step {dt}, T5 {k}, batch {bs} x {t}+{u}', o, p, k, 'tokens/s'))
+            out.append(res.row(f'T5 training step {dt}, {k} size, batch {bs} x ({t} tokens in, {u} out)', o, p, k, 'tokens/s'))
             out.append(matmul_share(res, f'T5 {k}', k, o, p, flop, long))
     return out
 

@@ -79,8 +79,8 @@ def main():
         o,s = ([x for x,_ in g] for g in (ours,scratch))
         all_[name] = statistics.mean(o),statistics.mean(s),base,pair
         note = f'sd {statistics.pstdev(o):.1f}, from scratch {statistics.pstdev(s):.1f} over {a.seeds} seeds; {a.steps} steps, {len(valid)} validation examples'
-        rows += _rows(f'{name}, fine-tuned', *all_[name], note)
-    rows += _rows(f'mean of {len(all_)} tasks, fine-tuned', *(statistics.mean(v[i] for v in all_.values()) for i in range(4)), '')
+        rows += _rows(f'T5 fine-tuned, score on {name}', *all_[name], note)
+    rows += _rows(f'T5 fine-tuned, mean score of {len(all_)} tasks', *(statistics.mean(v[i] for v in all_.values()) for i in range(4)), '')
     write('t5_tasks', a, rows, time.time()-began)
 
 def _rows(what, ours, scratch, base, pair, note):

@@ -53,12 +53,12 @@ jobs = {'subword, cold':ours('subword', 1), 'fastai, 1 process':fastai(0), 'subw
 
 def rows(res, a):
     out,name = [],'fastai Tokenizer.from_df + Numericalize'
-    cases = [('SubwordTokenizer, empty word table, 1 process','subword, cold','fastai, 1 process'), ('SubwordTokenizer, full word table, 1 process','subword, warm','fastai, 1 process'),
-        ('WordTokenizer (spaCy), 1 process','words','fastai, 1 process'), ('SubwordTokenizer, empty word table, 2 processes','subword, 2 processes','fastai, 2 processes')]
+    cases = [('SubwordTokenizer, no word met before, 1 process','subword, cold','fastai, 1 process'), ('SubwordTokenizer, all words met before, 1 process','subword, warm','fastai, 1 process'),
+        ('WordTokenizer (spaCy), 1 process','words','fastai, 1 process'), ('SubwordTokenizer, no word met before, 2 processes','subword, 2 processes','fastai, 2 processes')]
     for what,j,p in cases:
         note = f"{setting(a)} texts; {res.med(j,'per'):.2f} characters a token, fastai {res.med(p,'per'):.2f}; {n_cores()} cores"
-        out.append(res.row(f'{what}, characters', j, p, 'chars', 'characters/s', peer_name=name, note=note))
-        out.append(res.row(f'{what}, tokens', j, p, 'tokens', 'tokens/s', peer_name=name, note='pieces against words: see the row of characters'))
+        out.append(res.row(f'tokenising by {what}', j, p, 'chars', 'characters/s', peer_name=name, note=note))
+        out.append(res.row(f'the same in tokens: {what}', j, p, 'tokens', 'tokens/s', peer_name=name, note='pieces against words: see the row of characters'))
     return out + [res.row('the same texts again (found by content hash)', 'subword, cold', 'fastai, 1 process', 'again', 'characters/s', peer_name=name, peer_key='chars',
         note='fastai tokenises a DataFrame again each time')]
 

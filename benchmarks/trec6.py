@@ -64,12 +64,13 @@ def main():
             got = made['forward'].learn.probs(test.text.tolist()).argmax(1)
             want = test.label.map({l:i for i,l in enumerate(made['forward'].learn.labels)}).to_numpy()
             note('both', dict(error=float((got!=want).mean())), secs['forward'][-1]+secs['backward'][-1])
-    rows,mean = [],lambda k: statistics.mean(errors[k])
+    rows,mean,part = [],lambda k: statistics.mean(errors[k]),'held-out' if a.dev else 'test'
+    names = dict(forward='forward model', backward='backward model', both='both models together', scratch='from scratch')
     for k in errors:
-        spread = f"sd {100*statistics.pstdev(errors[k]):.1f} over {a.seeds} seeds, {statistics.mean(secs[k]):.0f} s each, {len(test)} {'held-out' if a.dev else 'test'} questions"
-        rows.append(line(f'TREC-6 error, {k}', 100*mean(k), 100*base, base/mean(k), '%', 'lower', 'TF-IDF of words and characters + logistic regression', spread))
+        spread = f"sd {100*statistics.pstdev(errors[k]):.1f} over {a.seeds} seeds, {statistics.mean(secs[k]):.0f} s each, {len(test)} {part} questions"
+        rows.append(line(f'TREC-6 {part} error, {names[k]}', 100*mean(k), 100*base, base/mean(k), '%', 'lower', 'TF-IDF of words and characters + logistic regression', spread))
         if k!='scratch' and 'scratch' in errors:
-            rows.append(line(f'TREC-6 error, {k}', 100*mean(k), 100*mean('scratch'), mean('scratch')/mean(k), '%', 'lower', 'the same network from scratch', 'all 5,452 labels for both'))
+            rows.append(line(f'TREC-6 {part} error, {names[k]}', 100*mean(k), 100*mean('scratch'), mean('scratch')/mean(k), '%', 'lower', 'the same network from scratch', 'all 5,452 labels for both'))
     if a.dev: a.quick = True
     write('trec6', a, rows, time.time()-began)
 

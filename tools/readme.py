@@ -13,11 +13,13 @@ from pathlib import Path
 HEAD = '| what | ours | peer, same run | ratio |','|---|---|---|---|'
 OPEN,CLOSE = '<!-- results -->','<!-- /results -->'
 KEYS = ['what','ours','peer','ratio']
-SHORT = dict(trec6=('TREC-6 error, forward','TREC-6 error, both'), lm_step=('training step',), classifier=('classifier',), inference=('batch inference from ids','one text'),
-    generation=('generation of 40',), tokenise=('SubwordTokenizer, empty word table, 1 process, characters','WordTokenizer (spaCy), 1 process, characters'),
-    streaming=('peak resident memory, streaming',), loaders=('language model, reviews of 250 tokens, shuffled','classifier, reviews'), optimizers=('AdamW step, paper',),
-    span_corruption=('span corruption, 128 rows of 568',), t5_tasks=('mean of',), t5_adapt=('T5, IMDb',), t5_step=('training step',),
-    t5_generate=('writing',), rank_balance=('balance by tokens',), attention_view=('payload at 512',), cleaning=('rules for lines',), lr_find=('geometric',),
+SHORT = dict(trec6=('TREC-6 test error, forward','TREC-6 test error, both'), lm_step=('AWD-LSTM training step',), classifier=('classifier',),
+    inference=('classifying token ids','classifying one text'), generation=('writing 40',),
+    tokenise=('tokenising by SubwordTokenizer, no word met before, 1 process','tokenising by WordTokenizer'), streaming=('peak resident memory, streaming',),
+    loaders=('loading batches for a language model, reviews of 250 tokens, shuffled','loading batches for a classifier, reviews'), optimizers=('AdamW update of a language model of paper',),
+    span_corruption=('span corruption, 128 rows of 568',), t5_tasks=('T5 fine-tuned, mean',), t5_adapt=('T5, IMDb',), t5_step=('T5 training step',),
+    t5_generate=('T5 writing',), rank_balance=('tokens shared',),
+    attention_view=('picture of the attention to 512',), cleaning=('cleaning web pages',), lr_find=('distance of',),
     steering=('training step, cockpit and layer','click'), distributed=('lm: from the call','processes left'), packing=(), lm_init=(), t5_start=(), plans=(), plans_scratch=())
 _hidden = re.compile(r'^#\|\s*(hide|default_exp|export\w*|include:\s*false)\s*$', re.M)
 _links = re.compile(r'(\]\()(?![a-z]+:|#|/)([^)\s]+)(\))')
