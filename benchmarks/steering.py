@@ -1,7 +1,9 @@
 """What watching and steering cost: a training step with the cockpit, and with the layer board beside it, at two drawings a second, against the
-same step without, in a real Jupyter kernel; and how long a command takes from the click to the first batch that obeys. Blocks of steps with and
-without take turns in one process, and the step is the median over blocks, so that a machine that slows down slows both."""
-import json,statistics
+same step without, in a real Jupyter kernel; and how long a command takes from the click until it is applied, which is before the next batch, of
+training or of validation. Each click is listed with the phase that it fell in and the batch that was under way; every other one is aimed at a
+validation, which would else see few. Blocks of steps with and without take turns in one process, and the step is the median over blocks, so that
+a machine that slows down slows both."""
+import json,statistics,sys
 from pathlib import Path
 from common import line,parser,run
 
@@ -20,23 +22,30 @@ from ulmfit_t5.widgets.cockpit import *
 
 torch.set_num_threads(cfg['threads'])
 seed_everything(0)
-df = load_dataset('dbpedia')['train'].sample(cfg['texts'], random_state=0)
-learn = text_classifier_learner(TextDataLoaders.from_df(df, valid_pct=.1, bs=cfg['bs'], progress=False), 'awd-lstm-fwd')
-if cfg['cuda']: learn.model.cuda()
-panel,board = learn.cockpit(),LayerBoard(learn)
-display(panel)
-display(board)
+def learner(n, valid_pct):
+    df = load_dataset('dbpedia')['train'].sample(n, random_state=0)
+    learn = text_classifier_learner(TextDataLoaders.from_df(df, valid_pct=valid_pct, bs=cfg['bs'], progress=False), 'awd-lstm-fwd')
+    if cfg['cuda']: learn.model.cuda()
+    return learn
 
 class Clock(Callback):
-    "When each batch began, by the clock and in processor time, and at which rates it was taken"
+    "Phase, begin and end of each batch; of a training batch the clock, the processor time and the rates too"
     order = 99
-    def before_fit(self): self.at,self.cpu,self.rates = [],[],[]
+    def before_fit(self): self.at,self.cpu,self.rates,self.spans,self.phase,self.length = [],[],[],[],None,{}
+    def before_train(self): self.enter('training')
+    def before_validate(self): self.enter('validation')
+    def enter(self, phase):
+        now = time.perf_counter()
+        if self.phase: self.length[self.phase] = now-self.began
+        self.phase,self.began = phase,now
     def before_batch(self):
-        if not self.training: return
         if torch.cuda.is_available(): torch.cuda.synchronize()
-        self.at.append(time.perf_counter())
+        self.spans.append([self.phase, time.perf_counter(), None])
+        if not self.training: return
+        self.at.append(self.spans[-1][1])
         self.cpu.append(time.process_time())
         self.rates.append([h['lr'] for h in self.opt.hypers])
+    def after_batch(self): self.spans[-1][2] = time.perf_counter()
 
 class Enough(Callback):
     order = 98
@@ -44,6 +53,10 @@ class Enough(Callback):
     def after_batch(self):
         if self.training and self.train_iter>=self.n: learn.steering.send('stop')
 
+learn = learner(cfg['texts'], .1)
+panel,board = learn.cockpit(),LayerBoard(learn)
+display(panel)
+display(board)
 extra = [cb for cb in learn.cbs if cb.name in kinds['both']]
 
 async def block(names, n):
@@ -58,21 +71,34 @@ await block((), 3)
 for i in range(cfg['blocks']):
     for k in (list(kinds) if i%2==0 else reversed(list(kinds))): res[k].append(await block(kinds[k], cfg['steps']))
 
-clock,lags = Clock(),[]
+learn = learner(cfg['clicked'], .25)
+panel,board = learn.cockpit(),LayerBoard(learn)
+display(panel)
+clock,clicks,applied = Clock(),[],[]
+panel.steer.watchers.append(lambda t: t is not None and applied.append(time.perf_counter()))
+async def until(f):
+    while not f(): await asyncio.sleep(.002)
+
 with learn.no_bar(), learn.no_logging():
     running = learn.steer('fit', 1000, 1e-4, cbs=clock)
-    while not getattr(clock, 'at', []): await asyncio.sleep(.01)
+    await until(lambda: len(getattr(clock, 'length', {}))==2)
     for i in range(cfg['clicks']):
-        await asyncio.sleep(random.uniform(.1, cfg['pause']))
-        want = not panel.controls.groups[0].frozen
-        t = time.perf_counter()
+        aim,other = (('training','validation') if i%2 else ('validation','training'))
+        await until(lambda: clock.phase==other)
+        await until(lambda: clock.phase==aim)
+        await asyncio.sleep(random.uniform(0, clock.length[aim]))
+        n,want,phase,t = len(applied),not panel.controls.groups[0].frozen,clock.phase,time.perf_counter()
         panel.controls.groups[0].toggle.click()
-        while (clock.rates[-1][0]==0)!=want: await asyncio.sleep(.001)
-        lags.append(clock.at[next(i for i,r in enumerate(clock.rates) if clock.at[i]>=t and (r[0]==0)==want)]-t)
-        await asyncio.sleep(.05)
+        await until(lambda: len(applied)>n)
+        await until(lambda: (clock.rates[-1][0]==0)==want)
+        obeyed = next(b for b,r in zip(clock.at, clock.rates) if b>=t and (r[0]==0)==want)
+        _,began,ended = [o for o in clock.spans if o[1]<=t][-1]
+        c = dict(phase=phase, applied=applied[n]-t, obeyed=obeyed-t, batch=ended-began if t<ended else 0)
+        print(f'click {i+1:2} in {phase:10}: applied after {1e3*c["applied"]:5.0f} ms, a batch of {1e3*c["batch"]:5.0f} ms was under way; first training batch that obeys after {1e3*c["obeyed"]:5.0f} ms')
+        clicks.append(c)
     running.stop()
     await running
-Path(cfg['out']).write_text(json.dumps(dict(res=res, lags=lags, wall=statistics.median(o['wall'] for o in res['cockpit']))))
+Path(cfg['out']).write_text(json.dumps(dict(res=res, clicks=clicks, spans=clock.spans[:-1])))
 """
 
 def in_kernel(code, secs):
@@ -81,7 +107,10 @@ def in_kernel(code, secs):
     km,kc = start_new_kernel(kernel_name='python3', startup_timeout=300)
     try:
         said = []
-        kc.execute_interactive(code, timeout=secs, output_hook=lambda m: said.append(m['content']))
+        def hear(m):
+            said.append(m['content'])
+            if m['content'].get('name')=='stdout': print(m['content']['text'], end='', file=sys.stderr, flush=True)
+        kc.execute_interactive(code, timeout=secs, output_hook=hear)
         bad = [o for o in said if 'traceback' in o]
         if bad: raise RuntimeError('\n'.join(bad[0]['traceback']))
     finally:
@@ -89,7 +118,7 @@ def in_kernel(code, secs):
         km.shutdown_kernel(now=True)
 
 def measure(a):
-    size = dict(texts=120, bs=4, steps=4, blocks=1, clicks=2, pause=.2) if a.quick else dict(texts=2000, bs=32, steps=40, blocks=6, clicks=20, pause=2.)
+    size = dict(texts=120, bs=4, steps=4, blocks=1, clicked=60, clicks=4) if a.quick else dict(texts=2000, bs=32, steps=40, blocks=6, clicked=640, clicks=30)
     out = Path(a.tmp)/'steering.json'
     cfg = dict(size, threads=a.threads, cuda=a.device=='cuda', out=str(out))
     in_kernel(f'cfg,kinds = {cfg!r},{KINDS!r}\n{CELL}', 3000)
@@ -104,10 +133,16 @@ def rows(res, a):
         for key,name in (('wall','training step'),('cpu','processor time of a step')):
             q = ratio(kind, key)
             out.append(line(f'{name}, {what}', 1e3*step(kind, key), 1e3*step('plain', key), q, 'ms', 'lower', 'without', f'{100*(1/q-1):+.2f} %'))
-    lags = sorted(x for r in rounds for x in r['lags'])
-    wall = statistics.median(r['wall'] for r in rounds)
-    for v,what in ((statistics.median(lags),'median'),(lags[-1],'slowest')):
-        out.append(line(f'click to the batch that obeys, {what}', 1e3*v, None, None, 'ms', 'lower', '', f'{v/wall:.2f} steps; {len(lags)} clicks at random moments'))
+    clicks = [c for r in rounds for c in r['clicks']]
+    for phase in ('training','validation'):
+        mine,batch = [c for c in clicks if c['phase']==phase],[b-a for r in rounds for p,a,b in r['spans'] if p==phase]
+        note = f'{len(mine)} clicks; a batch of {phase} takes {1e3*statistics.median(batch):.0f} ms, the longest {1e3*max(batch):.0f}'
+        for f,what in ((statistics.median,'median'),(max,'slowest')):
+            out.append(line(f'click during {phase} until it is applied, {what}', 1e3*f(c['applied'] for c in mine), None, None, 'ms', 'lower', '', note))
+    over = max(c['applied']-c['batch'] for c in clicks)
+    out.append(line('slowest click, beyond the batch that was under way', 1e3*max(0, over), None, None, 'ms', 'lower', '', 'reach: 500'))
+    late = [c['obeyed'] for c in clicks if c['phase']=='validation']
+    out.append(line('click during validation to the first training batch, slowest', 1e3*max(late), None, None, 'ms', 'lower', '', 'the rest of the validation'))
     return out
 
 if __name__=='__main__':

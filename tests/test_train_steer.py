@@ -125,6 +125,59 @@ def test_a_command_is_applied_within_a_batch():
     run.wait(60)
     assert not s.running and not any(o.name=='steered training' for o in threading.enumerate())
 
+class InValidation(Callback):
+    "Gives commands during the first batch of the first validation, and notes what the second one finds"
+    def __init__(self, *what): self.what,self.seen = what,None
+    def after_batch(self):
+        if self.training or self.epoch or self.iter: return
+        for name,kw in self.what: self.steering.send(name, **kw)
+    def after_pred(self):
+        if not self.training and not self.epoch and self.iter==1: self.seen = self.steering.held(),self.steering.waited
+
+def test_a_wish_in_a_validation_is_held_at_once_and_trains_as_from_the_next_step():
+    what = ('freeze',dict(group=0)),('set_rate',dict(group=1, lr=.3)),('set_factor',dict(factor=2.)),('thaw',dict(group=2))
+    a,b,heard = learner(),learner(),InValidation(*what)
+    steering(a)
+    for name,kw in what: steering(b).send(name, at=6, **kw)
+    for o,cbs in ((a,[heard]),(b,[])):
+        torch.manual_seed(1)
+        o.fit_one_cycle(3, .1, cbs=cbs)
+    assert heard.seen[0]==dict(opens={0:False, 2:True}, lrs={1:.3}, factor=2.)
+    assert same(state(a), state(b)) and [o['step'] for o in steering(a).log]==[6]*4==[o['step'] for o in steering(b).log]
+
+def test_a_pause_in_a_validation_holds_its_next_batch():
+    learn,heard = learner(),InValidation(('pause',dict(seconds=.05)))
+    s = steering(learn)
+    learn.fit(1, cbs=heard)
+    assert heard.seen[1]>=.05 and s.steps_done==6
+
+def test_a_wish_does_not_overtake_a_point_that_waits_for_the_end_of_a_validation():
+    learn,heard = learner(),InValidation(('save',dict(name='p')),('set_rate',dict(group=1, lr=.3)))
+    s = steering(learn)
+    learn.fit(2, cbs=heard)
+    assert heard.seen[0]['lrs']=={} and s.points['p']['held']['lrs']=={} and s.lrs=={1:.3}
+
+RECIPES = dict(fine_tune=lambda l: l.fine_tune(1, freeze_epochs=2), gradual=lambda l: l.fit_unfreeze(PLAN), one_cycle=lambda l: l.fit_one_cycle(2),
+    in_a_thread=lambda l: l.steer('fine_tune', 2).wait(60), ours=lambda l: l.steer(lambda: [l.fit(1) for _ in range(3)]).wait(60))
+
+@pytest.mark.parametrize('end', ['stop','stop_epoch'])
+@pytest.mark.parametrize('how', RECIPES)
+def test_a_stop_ends_all_fits_of_the_call(how, end):
+    learn,n = learner(),2 if end=='stop' else 6
+    s = steering(learn)
+    s.send(end, at=2)
+    RECIPES[how](learn)
+    assert (s.steps_done,s.halted)==(n,True)
+    learn.fine_tune(1)
+    assert (s.steps_done,s.halted)==(n+12,False), 'the next call is not to be stopped'
+
+def test_a_stop_ends_one_fit_of_a_loop_of_the_user():
+    learn = learner()
+    s = steering(learn)
+    s.send('stop', at=2)
+    for _ in range(2): learn.fit(1)
+    assert s.steps_done==8
+
 def test_rollback_gives_weights_moments_and_holds_back_and_keeps_the_point():
     learn = learner()
     s = steering(learn)

@@ -128,7 +128,7 @@ class Cockpit:
     ) -> Ticket:
         "Give a command, as its button does; an error is shown in the panel too"
         t = self.steer.send(name, **kwargs)
-        if not t.done.is_set(): self.read.note = f'{_said(t)}: with the next batch'
+        if not t.done.is_set(): self.read.note = f'{_said(t)}: waiting {t.awaits}'
         self.live.post(self.refresh)
         return t
 
