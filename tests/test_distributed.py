@@ -207,6 +207,18 @@ def test_pieces_learn_what_the_whole_learns(make, tmp_path):
         torch.testing.assert_close(p, q, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(here.opt.state[p]['sqr_avg'], there.opt.state[q]['sqr_avg'], atol=1e-6, rtol=1e-3)
 
+def test_pieces_on_the_cpu_of_a_machine_with_gpus(tmp_path, monkeypatch):
+    "What PyTorch takes by itself is the GPU; processes of a group on CPUs keep their pieces there"
+    dist = torch.distributed
+    from ulmfit_t5.train.fsdp import fully_sharded
+    monkeypatch.setattr(torch._C, '_get_accelerator', lambda: torch.device('cuda'))
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ModuleList([torch.nn.Linear(4, 4)]))
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/meet', rank=0, world_size=1)
+    try:
+        with fully_sharded(net): where = {(p.device_mesh.device_type,p.to_local().device.type) for p in net.parameters()}
+    finally: dist.destroy_process_group()
+    assert where=={('cpu','cpu')}
+
 def toy(fail=None):
     "A learner whose second process may fail in its third step"
     from fastai.callback.core import Callback

@@ -19,7 +19,8 @@ from fastai.torch_core import rank_distrib
 from ..core import seed_everything
 from .channel import connect
 from .handover import take_start,trained_state
-from .parallel import in_group,join_group
+from .parallel import in_group
+from .process_group import join_group
 from .state import load_state,save_state
 from .travel import restore
 
