@@ -1,10 +1,15 @@
 """Two processes on this machine's cores against one: the same losses from the same global batch, seconds from the call to the first step, what interrupts leave behind.
 
 Dropout is off, since each process draws its own. The language model trains on the bundled DBpedia texts, the classifier on them with their labels, groups opening one by
-one. An interrupt comes as the signal that a notebook's stop button sends: at moments spread over the launch, and in a step."""
+one. An interrupt comes as the signal that a notebook's stop button sends: at moments spread over the launch, and in a step. A process that dies does so in its third step, by an
+error and by SIGKILL; it notes the time right before, and the notebook's error is timed against that."""
 import os,signal,tempfile,threading,time,uuid
 from pathlib import Path
 import torch
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
 from common import line,parser,run
 from ulmfit_t5.core import seed_everything
 from ulmfit_t5.data.datasets import load_dataset
@@ -13,7 +18,7 @@ from ulmfit_t5.models.awd_lstm import COMPACT_CLAS,COMPACT_LM
 from ulmfit_t5.train.unfreeze import UnfreezeSchedule
 from ulmfit_t5.learner import language_model_learner,text_classifier_learner
 from ulmfit_t5.portable import open_learner
-from ulmfit_t5.train.distributed import LinePanel
+from ulmfit_t5.train.distributed import LinePanel,WorkerError
 
 TINY = dict(emb_sz=16, n_hid=24, n_layers=2)
 class Quiet(LinePanel):
@@ -80,6 +85,35 @@ def interrupts(a):
             left.append(alive(mark))
     return dict(left=sum(left), n=len(moments), kept=kept, in_step=moments.count(None))
 
+def mortal(how, note):
+    "A learner whose second process ends in its third step, and notes when"
+    class Die(Callback):
+        def before_batch(self):
+            if os.environ.get('RANK')!='1' or self.iter<2: return
+            Path(note).write_text(str(time.time()))
+            if how=='SIGKILL': os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError('the second process has had enough')
+    items = [(torch.randn(4), torch.tensor(i%3)) for i in range(64)]
+    dls = DataLoaders(*[DataLoader(items, bs=8) for _ in range(2)], device='cpu')
+    return Learner(dls, torch.nn.Linear(4, 3), loss_func=torch.nn.CrossEntropyLoss(), cbs=Die())
+
+SAYS = dict(error='the second process has had enough', SIGKILL='process 1 of 2 ended by the signal SIGKILL')
+
+def deaths(a):
+    "Let a process die; seconds until the notebook knows, whether it says why, and whether it can train afterwards"
+    out = {}
+    with tempfile.TemporaryDirectory() as d:
+        note = f'{d}/died'
+        for how,why in SAYS.items():
+            took,said,learn = [],0,mortal('', note)
+            for _ in range(1 if a.quick else 3):
+                try: learn.fit_distributed(2, device='cpu', build=mortal, build_args=dict(how=how, note=note), panel=Quiet())
+                except WorkerError as e: said += why in str(e) and (how!='error' or 'Traceback' in str(e))
+                took.append(time.time()-float(Path(note).read_text()))
+            with learn.no_bar(),learn.no_logging(): learn.fit(1)
+            out[how] = dict(took=took, said=said)
+    return out
+
 def rows(res, a):
     out = []
     for k in ('lm','classifier'):
@@ -95,11 +129,16 @@ def rows(res, a):
     i = res['interrupts'][0]
     out.append(line(f"processes left after {i['n']} interrupts", i['left'], None, None, '', 'lower', note='to reach 0'))
     out.append(line('interrupts in a step that kept what was learned', i['kept'], None, None, f"of {i['in_step']}"))
+    for how,r in res['deaths'][0].items():
+        what,n = 'its traceback' if how=='error' else 'a sentence that names the signal',len(r['took'])
+        out.append(line(f"seconds from a process's death by {how} to {what}", max(r['took']), None, None, 's', 'lower', note=f'the longest of {n}; to reach 10; the notebook trains on'))
+        out.append(line(f'deaths by {how} that were told with their reason', r['said'], None, None, f'of {n}'))
     return out
 
 if __name__=='__main__':
     assert open_learner # what the processes call
-    jobs = {'one process':lambda a: figures(a, 0), 'one process, last digit changed':lambda a: figures(a, 0, 1e-7), 'two processes':lambda a: figures(a, 2), 'interrupts':interrupts}
+    jobs = {'one process':lambda a: figures(a, 0), 'one process, last digit changed':lambda a: figures(a, 0, 1e-7), 'two processes':lambda a: figures(a, 2),
+        'interrupts':interrupts, 'deaths':deaths}
     a = parser(__doc__).parse_args()
     a.rounds = a.rounds or 1 # losses are the same each time
     run(__file__, a, jobs, rows)

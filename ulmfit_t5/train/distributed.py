@@ -134,7 +134,8 @@ def _fail(self:Workers, errors):
 def _how(code):
     if code>=0: return f'with exit code {code}'
     name = next((o.name for o in signal.Signals if o==-code), -code)
-    return f'by the signal {name}' + (', as the system does where memory is full' if name=='SIGKILL' else '')
+    killed = ', which leaves no traceback; the system sends it where memory is full: give smaller batches, or fewer processes'
+    return f'by the signal {name}' + (killed if name=='SIGKILL' else '')
 
 # %% ../../nbs/api/37_train.distributed.ipynb #e0b29b56
 class LinePanel:
