@@ -6,11 +6,13 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/core.html.md"""
 
 # %% auto #0
 __all__ = ['data_home', 'cache_home', 'bundled', 'sha256_file', 'stable_hash', 'standing_path', 'atomic_path', 'write_json',
-           'seed_everything', 'bf16_fast', 'default_device', 'keep_freed_memory', 'human', 'n_of', 'seconds']
+           'seed_everything', 'bf16_fast', 'default_device', 'keep_freed_memory', 'human', 'n_of', 'seconds',
+           'check_options']
 
 # %% ../nbs/api/00_core.ipynb #5aa88038
 import ctypes,hashlib,json,os,platform,random,re,shutil,sys,tempfile,time
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np,torch
@@ -167,9 +169,9 @@ def human(n: float) -> str: # e.g. '7.1M'
         if abs(n)>=div: return f'{n/div:.3g}{unit}'
     return f'{n:.3g}'
 
-def n_of(n: int, noun: str) -> str: # such as '1 row' and '1,200 rows'
+def n_of(n: int, noun: str, more: str='s') -> str: # such as '1 row' and '1,200 rows'; `more` makes the plural
     "So many of something"
-    return f'{n:,} {noun}' + ('' if n==1 else 's')
+    return f'{n:,} {noun}' + (more if n!=1 else '')
 
 def seconds(budget: float|str|None) -> float|None:
     "Seconds in a budget such as 90, '90s', '3min' or '1.5h'"
@@ -178,3 +180,14 @@ def seconds(budget: float|str|None) -> float|None:
         num = budget.strip().removesuffix(unit).strip()
         if budget.strip().endswith(unit) and num.replace('.','',1).isdigit(): return float(num)*k
     raise ValueError(f"a time budget of {budget!r} is not understood: give seconds (180) or text such as '3min', '90s', '1.5h'")
+
+# %% ../nbs/api/00_core.ipynb #c6c38e88
+def check_options(given, # names of the options
+    known, # names that are understood
+    what: str # takes them, for the message
+):
+    "Raise TypeError for the first option that is not known, naming the nearest that are"
+    odd = next((o for o in given if o not in known), None)
+    if odd is None: return
+    near = get_close_matches(odd, list(known), 2, .5)
+    raise TypeError(f'{odd} is no option of {what}: ' + (f"did you mean {' or '.join(near)}?" if near else f"it takes {', '.join(sorted(known)[:12])}"))

@@ -65,7 +65,7 @@ def check_targets(f: Facts, # of the loaders
     if f.n_out<1: raise ValueError('these loaders have no labels, and a classifier needs them: make them without is_lm=True, and with label_cols= where the column has another name')
     if f.task=='single' and f.n_out<2: raise ValueError(f'all labels are {f.labels[0]!r}, and a classifier needs two classes or more: look at the column of labels')
     if weight is not None and len(weight)!=f.n_out:
-        raise ValueError(f'weight has {len(weight)} values for {f.n_out} outputs: give one for each of {", ".join(map(str, f.labels))}, in this order')
+        raise ValueError(f'weight has {n_of(len(weight), "value")} for {n_of(f.n_out, "output")}: give one for each of {", ".join(map(str, f.labels))}, in this order')
 
 # %% ../nbs/api/43_learner.ipynb #3826499e
 def default_cbs(alpha: float=2., # AR
@@ -83,6 +83,7 @@ def _no_optimizer(with_opt): # fastai's callbacks ask for it
 
 class TextLearner(Learner):
     "A fastai `Learner` whose files are artefacts, not pickles"
+    folder_kind = None # of artefact that a learner saves and loads
     def __init__(self, dls, model, loss_func, tok, backwards=False, preset='adamw', opt_func=None, cbs=None, reg=None, **kwargs):
         self.tok,self.backwards = tok,backwards
         super().__init__(dls, model, loss_func, opt_func=opt_func or partial(adam_ulmfit, preset=preset), splitter=lambda m: m.groups(),
@@ -104,10 +105,21 @@ class TextLearner(Learner):
         finally:
             del self.save
             load_training_state(self, was)
-    def _saved(self, path, kind, with_opt=False): # what `load` reads; raises ArtefactError where it belongs to other loaders
+    def load(self, path, # folder with a model of this kind and of the same vocabulary
+        device=None, # fastai's; the model stays where it is
+        strict: bool=True, # False lets a model keep those of its tensors that the folder lacks
+        with_opt: bool=False, # fastai's, must be False
+        **kwargs # there are no more: named in the error
+    ):
+        "Fill the model from an artefact. Raises ArtefactError where vocabulary or labels are others, TypeError for an option that nothing reads"
+        check_options(kwargs, ('device','strict','with_opt'), 'load')
         _no_optimizer(with_opt)
-        a = load_artefact(model_path(path), kind=kind)
-        check_direction(a.config, self.backwards, path)
+        new = self._saved(path).tensors
+        load_tensors(self.model, new if strict else {k:new.get(k, t) for k,t in self.model.state_dict().items()}, str(path))
+        return self
+    def _saved(self, path): # what `load` reads; raises ArtefactError where it belongs to other loaders
+        a = load_artefact(model_path(path), kind=self.folder_kind)
+        if 'backwards' in a.config: check_direction(a.config, self.backwards, path)
         vocab = load_tokenizer(a.path).vocab
         if vocab!=self.tok.vocab: raise ArtefactError(f'{path} has a vocabulary of {len(vocab):,} entries, the loaders another of {len(self.tok):,}: '
             f'make them with tok=load_tokenizer({str(path)!r}), or start from pretrained={str(path)!r}, which matches tokens')
@@ -116,6 +128,7 @@ class TextLearner(Learner):
 # %% ../nbs/api/43_learner.ipynb #b0d460c4
 class LMLearner(TextLearner):
     "Learner of a `LanguageModel`"
+    folder_kind = 'language_model'
     def save(self, path, # folder to write
         card: str|None=None, # Markdown of the model card
         dtype: str|None=None, # 'fp16' halves the file
@@ -124,13 +137,6 @@ class LMLearner(TextLearner):
     ):
         _no_optimizer(with_opt)
         return save_language_model(path, self.model, self.tok, self.backwards, card, dtype, **info)
-    def load(self, path, # folder with a language model of the same vocabulary
-        with_opt: bool=False, # fastai's, must be False
-        **kwargs # of fastai, not needed here
-    ):
-        "Fill the model from an artefact. Raises ArtefactError where the vocabulary is another"
-        load_tensors(self.model, self._saved(path, 'language_model', with_opt).tensors, str(path))
-        return self
     def get_preds(self, *args, **kwargs):
         "Closed: the predictions would be a probability for every word at every place"
         raise TypeError('a language model predicts the whole vocabulary at every token, which does not fit in memory: use validate() for loss and '
@@ -197,6 +203,7 @@ def _few(labels): return ', '.join(labels[:8])+(f' and {len(labels)-8} more' if 
 
 class ClassifierLearner(TextLearner):
     "Learner of a `TextClassifier`"
+    folder_kind = 'classifier'
     @property
     def labels(self): return facts(self.dls).labels
     @property
@@ -215,16 +222,11 @@ class ClassifierLearner(TextLearner):
     ):
         _no_optimizer(with_opt)
         return save_classifier(path, self.model, self.tok, self.labels, self.task, self.backwards, card, dtype, **info)
-    def load(self, path, # folder with a classifier of the same vocabulary and labels
-        with_opt: bool=False, # fastai's, must be False
-        **kwargs # of fastai, not needed here
-    ):
-        "Fill the model from an artefact. Raises ArtefactError where vocabulary or labels are others"
-        a = self._saved(path, 'classifier', with_opt)
+    def _saved(self, path):
+        a = super()._saved(path)
         if a.config['labels']!=self.labels: raise ArtefactError(f"{path} tells {_few(a.config['labels'])} apart, and the loaders have {_few(self.labels)}: "
             'give them the same labels in the same order, or use TextPredictor.load, which needs no loaders')
-        load_tensors(self.model, a.tensors, str(path))
-        return self
+        return a
     def load_encoder(self, path, verbose=True):
         "Fill the encoder from an artefact, token by token where the vocabulary is another"
         report = load_encoder(self.model.encoder, path, self.tok)

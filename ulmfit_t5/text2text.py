@@ -45,6 +45,7 @@ OPTIMIZERS = dict(adafactor=Adafactor, adamw=partial(FusedAdam, mom=.9, sqr_mom=
 
 class Text2TextLearner(TextLearner):
     "A fastai `Learner` of a `T5`; raises ValueError for an unknown optimizer"
+    folder_kind = 'text2text'
     def __init__(self, dls, # `Text2TextDataLoaders`, or those of `span_corruption_learner`
         model: T5, tok, # of the loaders
         opt_func='adafactor', # a key of `OPTIMIZERS`, or an `opt_func` of fastai
@@ -164,12 +165,6 @@ def save(self:Text2TextLearner, path, # folder to write
 ):
     "Save model, tokenizer and task; `TextWriter.load(path)` answers with it anywhere"
     return save_t5(path, self.model, self.tok, self.task, self.dls.lengths, card, dtype, **info)
-
-@patch
-def load(self:Text2TextLearner, path): # folder with a model of the same vocabulary and size
-    "Fill the model from an artefact; raises ArtefactError where it does not fit"
-    load_tensors(self.model, load_artefact(model_path(path), kind='text2text').tensors, str(path))
-    return self
 
 @patch
 def save_hf(self:Text2TextLearner, path, # folder to write
