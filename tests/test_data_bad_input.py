@@ -104,6 +104,7 @@ def test_empty_splits(tok):
     refused('has no training rows', source=frame(text=[], label=[]))
     refused('has no validation rows', source=dict(train=frame(text=['a'], label=['x']), valid=frame(text=[], label=[])))
     refused('has no training rows', '1 was dropped', source=frame(text=[None], label=['x']), on_bad='drop')
+    refused('has no training rows: give a source that has some', source=frame(text=['a','b'], label=['x','y'], is_valid=[True,True]), valid='is_valid')
     with pytest.raises(ValueError, match='valid_pct=0.2 of 1 row leaves 0'): TextDataLoaders.from_list(['a'], ['x'], tok=tok, progress=False)
 
 def test_too_short_for_a_language_model(tok):
@@ -135,6 +136,13 @@ def test_missing_column_offers_the_nearest():
     refused("no column 'label'", "did you mean 'lable'", 'label_cols=', source=df, text_cols='Text')
     refused("no column 'zzzz'", "name one of 'Text', 'lable', 'other'", source=df, text_cols='zzzz')
     assert read_table(df, text_cols=0, label_cols=1)[0].label.tolist()==['x']
+
+def test_a_file_with_nothing_in_it(tmp_path):
+    for name in ('a.csv','a.jsonl'):
+        (tmp_path/name).touch()
+        refused(f'{name} is empty', 'give one with rows', source=tmp_path/name)
+    refused('the table is empty', source=pd.DataFrame())
+    refused("valid='dev' is no split, no column (text, label) and no file", source=frame(text=['a'], label=['x']), valid='dev')
 
 def test_broken_csv_rows(tmp_path):
     p = tmp_path/'a.csv'
@@ -273,6 +281,15 @@ def test_what_is_not_text_is_not_answered(learn, bad):
     for o in (bad,['a',bad]):
         with pytest.raises(TypeError, match=f'{"text 1 is " if isinstance(o, list) else ""}.* {type(bad).__name__}: give a string'): learn.predict(o)
     assert learn.predict([])==[] and learn.predictor().probs('the cat').shape==(1,2)
+
+def test_an_answer_that_is_no_number_is_not_given(learn):
+    p = next(learn.model.encoder.parameters())
+    was = p.data.clone()
+    try:
+        p.data.fill_(float('inf'))
+        with pytest.raises(ValueError, match='the answer to text 0 is not a number: the weights have diverged'): learn.predict(['the cat','a dog'])
+    finally: p.data.copy_(was)
+    assert learn.predict('the cat').label in ('x','y')
 
 def test_a_vocabulary_or_labels_of_the_wrong_size(learn, tok, tmp_path):
     small = train_subword(['the cat sat on the mat']*9, vocab_sz=280, n_threads=1, hard_vocab_limit=False)

@@ -125,6 +125,8 @@ class TextPredictor:
         for b in progress_bar(batches, leave=False) if progress else batches:
             with torch.autocast(dev.type, torch.bfloat16, enabled=self.bf16): out[b] = self.model(pad_rows([ids[i] for i in b]).to(dev)).float().cpu()
         self.model.train(was)
+        bad = (~torch.isfinite(out)).any(1).nonzero()
+        if len(bad): raise ValueError(f'the answer to text {int(bad[0])} is not a number: the weights have diverged, so load a model saved before, or train again with a lower rate')
         return out
     def probs(self, texts, **kwargs) -> np.ndarray: # (n k)
         "Probabilities, or values for regression"
@@ -201,7 +203,7 @@ def evaluate(self:TextPredictor, texts, # strings
     texts,labels = as_texts(texts),[str(o) for o in labels]
     if self.task!='single': raise ValueError(f'evaluate counts wrong labels, and this is a {self.task} task: compare with probs(texts) instead')
     if not texts: raise ValueError('there is nothing to evaluate on: give one text or more')
-    if len(texts)!=len(labels): raise ValueError(f'{len(texts):,} texts and {len(labels):,} labels do not go together: give one label for each text')
+    if len(texts)!=len(labels): raise ValueError(f'{n_of(len(texts), "text")} and {n_of(len(labels), "label")} do not go together: give one label for each text')
     ids = {str(l):i for i,l in enumerate(self.labels)}
     odd = next((o for o in labels if o not in ids), None)
     if odd is not None: raise ValueError(f'label {odd!r} was not in training: there are {self.labels}')
@@ -225,5 +227,5 @@ def generate_text(lm: LanguageModel, # forward model
     ids = tok.encode(prompt)
     if n==0: return tok.decode(ids)
     dev = next(lm.parameters()).device
-    new = generate(lm, torch.tensor([ids], device=dev), n, tok.bos_id, temperature=temperature, top_k=top_k, top_p=top_p, banned=[tok.unk_id,tok.pad_id])
+    new = continue_ids(lm, torch.tensor([ids], device=dev), n, tok.bos_id, temperature=temperature, top_k=top_k, top_p=top_p, banned=[tok.unk_id,tok.pad_id])
     return tok.decode(ids + new[0].tolist())

@@ -34,8 +34,9 @@ def _columns(t, cols, arg):
         if n>1: raise ValueError(f"{t.name or 'the table'} has {n} columns called {c!r}: give them different names, or drop all but one")
         if n: continue
         has = list(map(str, t.df.columns))
+        if not has: raise ValueError(f"{t.name or 'the table'} is empty, it has not even names of columns: give one with rows")
         near = get_close_matches(str(c), has, 3, .4)
-        hint = f"{t.hint}." if t.hint else f"did you mean {' or '.join(map(repr, near))}?" if near else f"name one of {', '.join(map(repr, has[:20])) or 'none'}."
+        hint = f"{t.hint}." if t.hint else f"did you mean {' or '.join(map(repr, near))}?" if near else f"name one of {', '.join(map(repr, has[:20]))}."
         raise ValueError(f"{t.name or 'the table'} has no column {c!r}: {hint}" + ('' if t.hint else f' Give it as {arg}=...'))
     return names
 
@@ -131,8 +132,8 @@ def _parts(source, valid, lm, rep, **kw):
     if valid is None or (ask and any(valid in t.df for t in train.values())): return train,{}
     if ask and not Path(valid).exists():
         cols = next(iter(train.values())).df.columns
-        has = f"split ({', '.join(map(repr, ts))}), no column ({', '.join(map(str, cols))}) and no file"
-        raise ValueError(f'valid={valid!r} is no {has}: name one of these')
+        splits = f" ({', '.join(map(repr, ts))})" if any(ts) else ''
+        raise ValueError(f"valid={valid!r} is no split{splits}, no column ({', '.join(map(str, cols))}) and no file: name one of these")
     return train,{'valid':t for t in read_tables(valid, 'valid', **kw).values()}
 
 def _by_column(t, col):
@@ -184,6 +185,7 @@ def label_twins(labels # names of classes
 def _each(y): return y if isinstance(y, list) else [y]
 
 def _known_labels(df, labels, col, on_bad, rep):
+    if labels is None and df.is_valid.all(): return df # `_describe` says that there is nothing to train with
     rep.counts = dict(Counter(o for y in df.label[~df.is_valid] for o in _each(y)).most_common())
     twins = label_twins(rep.counts) if labels is None else []
     rep.notes += [f"the labels {' and '.join(map(repr, o))} differ only in white space or capitals, and are different classes here" for o in twins]

@@ -7,7 +7,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/models.awd_lstm.html.md"""
 # %% auto #0
 __all__ = ['AWD_LSTM_LM', 'AWD_LSTM_CLAS', 'AWD_LSTM_PAPER', 'QRNN_LM', 'COMPACT_LM', 'COMPACT_CLAS', 'DROPOUTS',
            'scale_dropouts', 'EncoderOut', 'AWDLSTM', 'detach_state', 'select_state', 'LMOut', 'LanguageModel',
-           'language_model', 'LMLoss', 'sample_next', 'generate']
+           'language_model', 'LMLoss', 'sample_next', 'continue_ids']
 
 # %% ../../nbs/api/21_models.awd_lstm.ipynb #0b5f2992
 from typing import NamedTuple
@@ -170,7 +170,7 @@ def sample_next(logits: Tensor, # (b V)
     return idx.gather(1, torch.multinomial(probs, 1))[:,0]
 
 @torch.inference_mode()
-def generate(lm: LanguageModel, # set to eval and back
+def continue_ids(lm: LanguageModel, # set to eval and back
     ids: Tensor, # (b t) prompts of one length
     n: int, # tokens to add
     stop_id: int|None=None, # a row that draws this is finished and padded with it
