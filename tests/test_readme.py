@@ -49,10 +49,10 @@ def test_results_table(tmp_path):
     md = fill('x <!-- results -->old<!-- /results --> y', tmp_path)
     assert md.index('| first, ms | 1 | 2 (fastai) | 2 |')<md.index('| error, % | 6.12 | 12 (TF-IDF) | 0.51 |')
     assert 'box, 2 cores, 2026-01-31; 2 cores, 2026-01-31.' in md and 'old' not in md and md.endswith('<!-- /results --> y')
-    rows = [dict(row, what=o, note='n') for o in ('generation of 40 words','generation of 10 words')]
+    rows = [dict(row, what=o, note='n') for o in ('writing 40 words','writing 10 words')]
     (tmp_path/'generation.json').write_text(json.dumps(dict(machine='box', date='2026-01-31', rows=rows)))
     short,whole = results_table(tmp_path),all_results(tmp_path)
-    assert 'of 40' in short and 'of 10' not in short
-    assert 'of 40' in whole and '- generation of 10 words: n' in whole and '## a\n' in whole
+    assert 'writing 40' in short and 'writing 10' not in short
+    assert 'writing 40' in whole and '- writing 10 words: n' in whole and '## a\n' in whole
     (tmp_path/'c.json').write_text(json.dumps(dict(machine='2 cores', rows=[dict(what='x')])))
     with pytest.raises(ValueError, match='c.json lacks date, ours, peer, ratio'): results_table(tmp_path)
