@@ -116,7 +116,7 @@ def test_few_tokens():
     assert LMLoader(MemoryCorpus([[2,3]]), bs=64).bs==1
     dl = LMLoader(MemoryCorpus([np.arange(100)]), bs=64)
     assert dl.bs==19 and dl.note=='100 tokens are too few for 64 streams: 19 are used' and len(list(dl))==1
-    with pytest.raises(ValueError, match='1 documents have 1 tokens; streams need two'): LMLoader(MemoryCorpus([[2]]))
+    with pytest.raises(ValueError, match='1 token in 1 document can not be a stream'): LMLoader(MemoryCorpus([[2]]))
     with pytest.raises(TypeError, match='LMLoader needs a Corpus'): LMLoader([1,2])
 
 def test_memory_is_flat_while_streaming(tmp_path, tok):

@@ -4,7 +4,7 @@ import numpy as np,pytest,torch
 from hypothesis import given,settings,strategies as st
 from ulmfit_t5.data.batches import MemoryCorpus
 from ulmfit_t5.data.noise import (IidMask,PrefixMask,Ragged,RegularMask,SpanMask,choose,compute_input_and_target_lengths,run_starts,span_counts)
-from ulmfit_t5.data.objectives import OBJECTIVES,UL2,Mixture,Objective,SpecialIds,objective,restore
+from ulmfit_t5.data.objectives import OBJECTIVES,UL2,Mixture,Objective,SpecialIds,objective,rejoin_spans
 from ulmfit_t5.data.packing import DenoisingLoader,PackedDenoisingLoader,PairLoader,collate_packed,cut_documents,fill_rows,segment_mask
 from ulmfit_t5.show import show_corruption
 
@@ -24,7 +24,7 @@ def split(mask, lens): return list(Ragged(mask, lens))
 @given(lens=lengths, name=st.sampled_from(WITH_SENTINELS), seed=st.integers(0, 999))
 def test_the_text_is_recovered(lens, name, seed):
     x = texts(lens, seed)
-    for a,b,t in zip(*objective(name)(x, sp, seed), x): assert restore(a, b, sp).tolist()==t.tolist()
+    for a,b,t in zip(*objective(name)(x, sp, seed), x): assert rejoin_spans(a, b, sp).tolist()==t.tolist()
 
 @opts
 @given(lens=lengths, name=st.sampled_from(NAMES), seed=st.integers(0, 999))
@@ -115,7 +115,7 @@ def test_sentinels_never_run_out_silently(name):
     x = short(texts([4000,5,2000]))
     with pytest.warns(UserWarning, match='sentinels are enough for 10'): a,b = objective(name)(x, few, 0)
     for i,o,t in zip(a, b, x):
-        assert restore(i, o, few).tolist()==t.tolist()
+        assert rejoin_spans(i, o, few).tolist()==t.tolist()
         for s in (i,o): assert len(set(s[few.number[s]>=0]))==(few.number[s]>=0).sum()<=10
 
 def test_too_many_spans_in_a_given_mask_are_refused():
@@ -249,7 +249,7 @@ def test_pairs_come_once_each_epoch(pack):
     assert abs(dl.padding()[0]-x)<.05 and abs(dl.padding()[1]-y)<.05
 
 def test_pairs_must_match():
-    with pytest.raises(ValueError, match='2 inputs and 1 targets'): PairLoader([[1],[2]], [[1]])
+    with pytest.raises(ValueError, match='2 inputs and 1 target:'): PairLoader([[1],[2]], [[1]])
 
 # %% pretraining
 

@@ -110,7 +110,7 @@ def save_classifier(path, # folder to write
     "Save a classifier with its vocabulary and labels. Raises ArtefactError where they do not fit"
     check_vocab(tok, clas.encoder.config['vocab_sz'])
     n = clas.config['n_out']
-    if task!='regression' and len(labels)!=n: raise ArtefactError(f'{len(labels)} labels for a classifier of {n} outputs: give a label for each, in their order')
+    if task!='regression' and len(labels)!=n: raise ArtefactError(f'{n_of(len(labels), "label")} for a classifier of {n_of(n, "output")}: give a label for each, in their order')
     config = dict(arch='awd_lstm', kind='classifier', model=clas.encoder.config, head=clas.config, labels=[str(o) for o in labels], task=task,
         backwards=backwards, **info)
     return save_artefact(path, config, clas, tok, card, dtype)

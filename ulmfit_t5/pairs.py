@@ -20,7 +20,7 @@ from fastai.torch_core import display_df
 from fastcore.basics import patch
 
 # %% ../nbs/api/45a_pairs.ipynb #45a00005
-from .core import default_device
+from .core import default_device,n_of
 from .data.tokenizer import bundled_tokenizer
 from .data.datasets import dataset_info
 from .data.objectives import SpecialIds,objective
@@ -104,7 +104,7 @@ class Denoised:
         if not len(self): raise ValueError('no text has two tokens, so there is nothing to take out: give more text')
     def __len__(self): return len(self.ids[0])
     def __getitem__(self, i): return tuple(ids_text(o[i], self.tok, self.sp) for o in self.ids)
-    def __repr__(self): return f'{len(self):,} examples of {self.task.name!r}, such as {self[0]}'
+    def __repr__(self): return f'{n_of(len(self), "example")} of {self.task.name!r}, such as {self[0]}'
     @property
     def pairs(self): return [self[i] for i in range(len(self))]
 
@@ -176,8 +176,8 @@ def encode_examples(examples: dict, # task -> `Examples`
         xs,ys,sizes[name] = xs+sum(parts, []),ys+[t for t,p in zip(y, parts) for _ in p],sum(map(len, parts))
     n_cut,notes,n = sum(len(o)>targets_length for o in ys),[],sum(n_long.values())
     of = f" ({', '.join(f'{k} {v}' for k,v in n_long.items() if v)})" if len(n_long)>1 else ''
-    if n: notes.append(f"{n} of {sum(map(len, examples.values()))} inputs{of} are longer than {inputs_length} tokens and are {'cut' if long=='cut' else 'read in windows'}")
-    if n_cut: notes.append(f'{n_cut} of {len(ys)} targets are longer than {targets_length} tokens and are cut: give a larger targets_length')
+    if n: notes.append(f"{n} of {sum(map(len, examples.values()))} inputs{of} {'is' if n==1 else 'are'} longer than {inputs_length} tokens and {'is' if n==1 else 'are'} {'cut' if long=='cut' else 'read in windows'}")
+    if n_cut: notes.append(f'{n_cut} of {len(ys)} targets {"is" if n_cut==1 else "are"} longer than {n_of(targets_length, "token")} and cut: give a larger targets_length')
     return xs,ys,sizes,notes
 
 def prefix_ids(tok, # tokenizer
@@ -223,9 +223,9 @@ class Text2TextDataLoaders(DataLoaders):
         res.lengths,res.long,res.mixture = (inputs_length,targets_length),long,mixture
         return res
     def __repr__(self):
-        of = lambda exs: f"{sum(map(len, exs.values())):,} examples of {', '.join(map(repr, exs)) or 'nothing'}"
+        of = lambda exs: f"{n_of(sum(map(len, exs.values())), 'example')} of {', '.join(map(repr, exs)) or 'nothing'}"
         x,y = self.train.padding()
-        return f'{of(self.examples)} in {len(self.train):,} batches, padding {x:.1%} of the inputs and {y:.1%} of the targets; {of(self.valid_examples)} to validate'
+        return f'{of(self.examples)} in {n_of(len(self.train), "batch", "es")}, padding {x:.1%} of the inputs and {y:.1%} of the targets; {of(self.valid_examples)} to validate'
     @property
     def tasks(self): return {k:ex.task for k,ex in self.examples.items()} # name -> `Task`
     @property

@@ -32,7 +32,7 @@ class Windows:
         backwards: bool=False # read from the end
     ):
         per = (len(ids)-1)//bs
-        if per<1: raise ValueError(f'{len(ids)} tokens can not be cut into {bs} streams: give more text or a smaller batch')
+        if per<1: raise ValueError(f'{n_of(len(ids), "token")} can not be cut into {n_of(bs, "stream")}: give more text or a smaller batch')
         if backwards: ids = ids[::-1]
         self.ids,self.rows,self.seq_len,self.per = ids,[ids[i*per:(i+1)*per+1] for i in range(bs)],seq_len,per
     def __len__(self): return math.ceil(self.per/self.seq_len)
@@ -43,8 +43,8 @@ class Windows:
         return w[:,:-1],w[:,1:]
 
 # %% ../nbs/api/42_pretrain.ipynb #e679ff84
-class LMRun(Run):
-    "Pretraining of a language model in a folder, see `Run`"
+class LMRun(FolderRun):
+    "Pretraining of a language model in a folder, see `FolderRun`"
     def __init__(self,
         out, # folder of the run
         corpus: Corpus, # training text
@@ -228,7 +228,7 @@ def pretrain(
     c,v = tokenized(texts, valid, tok, out.parent/'corpora', max_docs)
     cfg = scale_dropouts(configs[config], drop)
     run = LMRun(out, c, v, cfg, len(tok), backwards, bs=bs, seq_len=seq_len, lr=lr, budget=budget, seed=seed)
-    print(f'{c}; one pass is {len(run.data):,} steps of {bs*seq_len:,} tokens; {"bfloat16" if run.bf16 else "float32"} on {run.device}', flush=True)
+    print(f'{c}; one pass is {n_of(len(run.data), "step")} of {bs*seq_len:,} tokens; {"bfloat16" if run.bf16 else "float32"} on {run.device}', flush=True)
     run.train(save_every)
     print('saved in', run.export(out/'model', tok, command_line(pretrain, given), corpus or str(texts), licence, name=name, files=files))
     return run

@@ -53,8 +53,8 @@ class Interleaved:
 # %% ../nbs/api/42a_pretrain_t5.ipynb #0fc2a772
 def _sides(b): return b if len(b)==2 else (b[0],b[1],b[2],b[4]) # packed rows: ids, then their segments
 
-class T5Run(Run):
-    "Training of a T5 in a folder, see `Run`"
+class T5Run(FolderRun):
+    "Training of a T5 in a folder, see `FolderRun`"
     def __init__(self,
         out, # folder of the run
         model: T5, # that learns
@@ -285,7 +285,7 @@ def pretrain_t5(
         looking.train()
     data,batches = corpus_data(c, v, tok, objective, inputs_length, bs, seed)
     first = T5Run(out/'spans', model, data, batches, lr=lr, budget=budget, seed=seed, bs=bs, inputs_length=inputs_length, objective=objective)
-    print(f'{c}; one pass is {len(data):,} steps; {"bfloat16" if first.bf16 else "float32"} on {first.device}', flush=True)
+    print(f'{c}; one pass is {n_of(len(data), "step")}; {"bfloat16" if first.bf16 else "float32"} on {first.device}', flush=True)
     first.train()
     second,mix = None,'none'
     if train:

@@ -146,7 +146,7 @@ def finetune_lm(self:ULMFiT,
 def _run(self:ULMFiT, name, learn, plan, budget, cbs):
     "Train to a plan, and note what the clock cut from it; an earlier run of the same stage counts no more"
     self.plans[name],self.cuts = plan,[o for o in self.cuts if not o.startswith(f'{name}:')]
-    self.say(f'{name}: {len(learn.dls.train):,} steps an epoch, {plan.epochs:g} epochs planned')
+    self.say(f'{name}: {n_of(len(learn.dls.train), "step")} an epoch, {plan.epochs:g} epoch{"s"*(plan.epochs!=1)} planned')
     clock = TimeBudget(budget, say=None) if budget else None
     cbs = [*(cbs or []),*([clock] if clock else []),*([self._resumable(name, learn)] if self.resume else [])]
     with nullcontext() if self.verbose else learn.no_logging(), nullcontext() if self.verbose else learn.no_bar(): learn.fit_unfreeze(plan, cbs=cbs)

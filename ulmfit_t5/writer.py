@@ -17,6 +17,7 @@ import numpy as np,torch
 from fastcore.basics import patch,store_attr
 
 # %% ../nbs/api/45b_writer.ipynb #45b00005
+from .core import n_of
 from .data.tokenizer import load_tokenizer
 from .data.noise import Ragged
 from .data.objectives import SpecialIds
@@ -210,9 +211,9 @@ def write(self:TextWriter, texts, # list of texts, read as they are
 
 @patch
 def _tell(self:TextWriter, w, max_len=None):
-    how,n,notes = 'were cut' if self.long=='cut' else 'were read in windows',int((~w.finished).sum()),[]
-    if w.n_long: notes.append(f'{w.n_long} of {len(w.texts)} inputs are longer than {self.inputs_length} tokens and {how}')
-    if n: notes.append(f'{n} of {len(w.texts)} answers did not end within {max_len} tokens and were cut: give a larger max_len, or train longer')
+    how,n,notes = 'cut' if self.long=='cut' else 'read in windows',int((~w.finished).sum()),[]
+    if w.n_long: notes.append(f'{w.n_long} of {len(w.texts)} inputs {"was" if w.n_long==1 else "were"} longer than {self.inputs_length} tokens and {how}')
+    if n: notes.append(f'{n} of {len(w.texts)} answers did not end within {n_of(max_len, "token")} and {"was" if n==1 else "were"} cut: give a larger max_len, or train longer')
     w = w._replace(note='; '.join(notes))
     if w.note and self.say: self.say(w.note)
     return w

@@ -17,6 +17,7 @@ from fastcore.all import patch
 from fasttransform.transform import Pipeline
 
 # %% ../../nbs/api/12a_data.batches.ipynb #fbeb1fc6
+from ..core import n_of
 from .tokenizer import PAD_ID
 from .corpus import Corpus,drop_pages
 from .documents import *
@@ -143,9 +144,9 @@ class LMLoader(SeededDL):
         if self.ds is None: raise TypeError(f'LMLoader needs a Corpus or a DataBlock of TextBlock(tok, is_lm=True), not {type(dataset)}')
         self.tok,self.seq_len,self.random_bptt,self.lr_mult,self.note,self._order = tok,seq_len,random_bptt,1.,'',None
         self.n_tokens = int(self.ds.lens.sum())
-        if self.n_tokens<2: raise ValueError(f'{len(self.ds):,} documents have {self.n_tokens} tokens; streams need two tokens or more')
+        if self.n_tokens<2: raise ValueError(f'{n_of(self.n_tokens, "token")} in {n_of(len(self.ds), "document")} can not be a stream: give texts with two tokens or more in all')
         use = min(bs, max(1, (self.n_tokens-1)//5))
-        if use<bs: self.note = f'{self.n_tokens:,} tokens are too few for {bs} streams: {use} are used'
+        if use<bs: self.note = f'{self.n_tokens:,} tokens are too few for {bs} streams: {use} {"is" if use==1 else "are"} used'
         self.per = (self.n_tokens-1)//use
         self._n_inp = 1
         kwargs.pop('drop_last', None)

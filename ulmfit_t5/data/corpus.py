@@ -47,7 +47,7 @@ class Corpus:
     def n_tokens(self) -> int: return int(self.offsets[-1])
     @property
     def tok_hash(self) -> str: return self.meta['tokenizer']
-    def __repr__(self): return f'Corpus({len(self):,} documents, {human(self.n_tokens)} tokens, {self.path.name})'
+    def __repr__(self): return f'Corpus({n_of(len(self), "document")}, {human(self.n_tokens)} tokens, {self.path.name})'
 
 # %% ../../nbs/api/12_data.corpus.ipynb #3fef16c5
 def drop_pages(ids: np.ndarray): # any array; only a memory map has pages to drop

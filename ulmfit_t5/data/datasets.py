@@ -223,7 +223,7 @@ def _raw(spec, split, download, check):
     df = _readers[read](ps, u)
     want = spec.upstream['splits'][split][2] if u else spec.rows(split)
     if check and want not in (None, len(df)):
-        raise ValueError(f"{split} of {spec.name!r} has {len(df):,} rows in {ps[0]}, expected {want:,}; delete it to have it fetched again")
+        raise ValueError(f"{split} of {spec.name!r} has {n_of(len(df), 'row')} in {ps[0]}, expected {want:,}; delete it to have it fetched again")
     return df
 
 # %% ../../nbs/api/13_data.datasets.ipynb #4119c1e1
@@ -285,7 +285,7 @@ def few_shot(df: pd.DataFrame, # a split with a column of classes
     counts = y.value_counts().sort_index()
     n = n_total or len(counts)*(n_per_class or 0)
     if not len(counts)<=n<=len(df):
-        raise ValueError(f"{n} rows cannot be drawn from {len(df)} with {len(counts)} classes: take one of each at least, at most all")
+        raise ValueError(f"{n_of(n, 'row')} cannot be drawn from {len(df):,} with {n_of(len(counts), 'class', 'es')}: take one of each at least, at most all")
     want = pd.Series(n_per_class, counts.index) if n_total is None else _shares(counts, n)
     lack = counts[counts<want]
     if len(lack): raise ValueError(f"class {lack.index[0]!r} has {lack.iloc[0]} rows, fewer than the {want[lack.index[0]]} asked for")

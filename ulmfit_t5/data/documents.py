@@ -14,6 +14,7 @@ from fastcore.all import L,patch
 from fasttransform.transform import Pipeline
 
 # %% ../../nbs/api/12b_data.documents.ipynb #bde146d1
+from ..core import n_of
 from .tokenizer import PAD_ID
 from .corpus import Corpus
 
@@ -40,7 +41,7 @@ class MemoryCorpus(Corpus):
     ):
         self.path,self.offsets = None,np.cumsum([0,*map(len, docs)])
         self.ids = np.concatenate([np.asarray(d) for d in docs]).astype(np.int64) if len(docs) else np.empty(0, np.int64)
-    def __repr__(self): return f'MemoryCorpus({len(self):,} documents, {self.n_tokens:,} tokens)'
+    def __repr__(self): return f'MemoryCorpus({n_of(len(self), "document")}, {n_of(self.n_tokens, "token")})'
 
 # %% ../../nbs/api/12b_data.documents.ipynb #9d991360
 class TextDataset:
@@ -62,7 +63,7 @@ class TextDataset:
         self.lens,self.starts = corpus.lens[docs],np.asarray(corpus.offsets)[:-1][docs]
         if max_len: self.lens = np.minimum(self.lens, max_len)
         n = len(self.lens)
-        if y is not None and len(y)!=n: raise ValueError(f'{n:,} documents have {len(y):,} targets; give one for each')
+        if y is not None and len(y)!=n: raise ValueError(f'{n_of(n, "document")} and {n_of(len(y), "target")} do not go together: give one for each')
         self.y,self.y_tfms,self.y_type,self.labels = y,Pipeline(y_tfms),y_type,labels
         if y is not None: self.c = len(labels) if labels is not None else y.shape[1] if y.ndim>1 else 1
         if len(self.y_tfms.fs): self.loss_func = getattr(self.y_tfms.fs[0], 'loss_func', None)

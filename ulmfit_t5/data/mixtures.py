@@ -15,6 +15,9 @@ from functools import lru_cache
 import numpy as np
 from fastcore.basics import patch
 
+# %% ../../nbs/api/18_data.mixtures.ipynb #0efcc9d6
+from ..core import n_of
+
 # %% ../../nbs/api/18_data.mixtures.ipynb #046f2dfc
 def mixing_rates(sizes: dict, # task -> examples
     K: float=2**21, # limit on the examples that count
@@ -75,7 +78,7 @@ def places(rates: dict, # task -> share
     n: int # places
 ) -> dict: # task -> places, together `n`
     "Whole numbers nearest to the rates, largest remainders first, none of them 0; raises ValueError for fewer places than tasks"
-    if n<len(rates): raise ValueError(f'{n} places are too few for {len(rates)} tasks')
+    if n<len(rates): raise ValueError(f'{n_of(n, "place")} can not hold {n_of(len(rates), "task")}: give one for each task at least')
     exact = np.array(list(rates.values()))*n
     got = np.maximum(np.floor(exact).astype(int), 1)
     while got.sum()>n: got[np.argmax(np.where(got>1, got-exact, -np.inf))] -= 1
@@ -126,7 +129,7 @@ def texts(self:MixtureSampler, examples: dict, # task -> `Examples`, or any sequ
     "The pairs of texts that are drawn; raises ValueError at once for a task without examples, or with another number of them"
     for t in self.names:
         n = len(examples.get(t, ()))
-        if n!=self.sizes[t]: raise ValueError(f'{t!r} has {n} examples here, but {self.sizes[t]} in the sampler: give sizes={{{t!r}: {n}}} to the sampler')
+        if n!=self.sizes[t]: raise ValueError(f'{t!r} has {n_of(n, "example")} here, but {self.sizes[t]} in the sampler: give sizes={{{t!r}: {n}}} to the sampler')
     return ((*examples[t][i],t) for t,i in self.stream(start, every))
 
 # %% ../../nbs/api/18_data.mixtures.ipynb #ea05797b

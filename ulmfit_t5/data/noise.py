@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 
 # %% ../../nbs/api/15a_data.noise.ipynb #0c463b1c
+from ..core import n_of
 from .tokenizer import PAD_ID
 
 # %% ../../nbs/api/15a_data.noise.ipynb #e61d661c
@@ -35,7 +36,7 @@ class Ragged:
     def __len__(self): return len(self.lens)
     def __getitem__(self, i: int) -> np.ndarray: return self.ids[self.offsets[i]:self.offsets[i+1]]
     def __iter__(self): return (self[i] for i in range(len(self)))
-    def __repr__(self): return f'Ragged({len(self):,} sequences, {len(self.ids):,} tokens)'
+    def __repr__(self): return f'Ragged({n_of(len(self), "sequence")}, {n_of(len(self.ids), "token")})'
     def append(self, i: int): # the same id behind each sequence
         return Ragged(np.insert(self.ids, self.offsets[1:], i), self.lens+1)
     def take(self, rows): # sequences in another order, or some of them

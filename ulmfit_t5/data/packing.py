@@ -16,6 +16,7 @@ from fastai.text.data import TensorText
 from fastcore.basics import patch
 
 # %% ../../nbs/api/16a_data.packing.ipynb #818e7ab6
+from ..core import n_of
 from .tokenizer import PAD_ID
 from .corpus import Corpus
 from .batches import LMLoader,SeededDL,bucket_order,spans,text_dataset
@@ -119,7 +120,7 @@ class PairLoader(SeededDL):
         **kwargs
     ):
         self.x,self.y = (_cut(o, w, eos_id) for o,w in ((inputs,inputs_length),(targets,targets_length)))
-        if len(self.x)!=len(self.y): raise ValueError(f'{len(self.x):,} inputs and {len(self.y):,} targets: give one target for each input')
+        if len(self.x)!=len(self.y): raise ValueError(f'{n_of(len(self.x), "input")} and {n_of(len(self.y), "target")}: give one target for each input')
         self.room,self.pack,self.window,self.pad_id = (inputs_length,targets_length),pack,window,pad_id
         super().__init__(range(len(self.x)), bs=bs, shuffle=shuffle, seed=seed, **kwargs)
         self._n_inp,self._types = 1,{tuple:[TensorText,TensorText]}

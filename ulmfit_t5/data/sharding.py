@@ -14,6 +14,7 @@ from fastai.torch_core import to_detach
 from fastcore.basics import patch
 
 # %% ../../nbs/api/12c_data.sharding.ipynb #3b2e3a4c
+from ..core import n_of
 from .batches import *
 from .packing import *
 
@@ -60,7 +61,7 @@ def even_parts(lens, # length of each document of a batch
 ) -> list: # of arrays of places in `lens`
     "A batch in shares of equal work; raises ValueError where there are fewer documents than shares"
     lens = np.asarray(lens)
-    if len(lens)<n: raise ValueError(f'{len(lens)} documents can not be shared among {n} processes: give larger batches, or fewer processes')
+    if len(lens)<n: raise ValueError(f'{n_of(len(lens), "document")} can not be shared among {n} processes: give larger batches, or fewer processes')
     worst = lambda parts: max(padded_work(lens[p]) for p in parts)
     a,b = deal(lens, n),runs(lens, n)
     return b if worst(b)<.95*worst(a) else a
@@ -80,7 +81,7 @@ def join_small(plan, # batches: arrays of document numbers
     for b in map(np.asarray, plan):
         if out and min(len(b), len(out[-1]))<n: out[-1] = np.concatenate([out[-1],b])
         else: out.append(b)
-    if out and len(out[0])<n: raise ValueError(f'{len(out[0])} documents can not be shared among {n} processes: give more documents, or fewer processes')
+    if out and len(out[0])<n: raise ValueError(f'{n_of(len(out[0]), "document")} can not be shared among {n} processes: give more documents, or fewer processes')
     return out
 
 # %% ../../nbs/api/12c_data.sharding.ipynb #a6b2f484
@@ -89,7 +90,7 @@ def row_span(rows: int, # of a batch
     n: int # processes
 ) -> slice:
     "Rows of one process; raises ValueError where there are fewer rows than processes"
-    if rows<n: raise ValueError(f'{rows} rows can not be shared among {n} processes: give a larger batch size, or fewer processes')
+    if rows<n: raise ValueError(f'{n_of(rows, "row")} can not be shared among {n} processes: give a larger batch size, or fewer processes')
     return slice(rank*rows//n, (rank+1)*rows//n)
 
 def _rows(s, dl, rank, n):

@@ -62,7 +62,7 @@ class ReadReport:
         top = ', '.join(f'{k} {n:,}' for k,n in list(c.items())[:8]) + (f' and {len(c)-8} more' if len(c)>8 else '')
         some = lambda o: f"{len(o):,} ({', '.join(o[:3])}{', ..' if len(o)>3 else ''})"
         out = [('rows', f'{self.n_train:,} to train, {self.n_valid:,} to validate'), ('labels', c and f'{len(c)}: {top}'),
-            ('longest text', f'{self.longest[0]:,} characters ({self.longest[1]})'),
+            ('longest text', f'{n_of(self.longest[0], "character")} ({self.longest[1]})'),
             ('dropped', self.dropped and some([f'{a}: {w}' for a,w in self.dropped])), ('empty texts', self.empty and some(self.empty)),
             ('repaired', self.cleaned and f'{n_of(self.cleaned, "text")} held NUL or lone surrogates'),
             ('in both parts', self.duplicates and some(self.duplicates)), ('one example', self.single and some(self.single))]

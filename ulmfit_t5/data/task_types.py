@@ -17,6 +17,7 @@ import pandas as pd
 from fastcore.basics import patch,store_attr
 
 # %% ../../nbs/api/17b_data.task_types.ipynb #a7dcf566
+from ..core import n_of
 from .datasets import dataset_info,load_dataset
 from .formats import *
 
@@ -82,9 +83,9 @@ class Answers:
     def n_invalid(self) -> int: return sum(self.invalid.values())
     def __len__(self): return len(self.values)
     def __str__(self):
-        if not self.n_invalid: return f'{len(self)} answers of {self.task.name!r}, all readable'
+        if not self.n_invalid: return f'{n_of(len(self), "answer")} of {self.task.name!r}, all readable'
         most = ', '.join(f'{t!r} ({n})' for t,n in self.invalid.most_common(3))
-        return f'{len(self)} answers of {self.task.name!r}, {self.n_invalid} ({self.n_invalid/len(self):.1%}) not readable: {most}'
+        return f'{n_of(len(self), "answer")} of {self.task.name!r}, {self.n_invalid} ({self.n_invalid/len(self):.1%}) not readable: {most}'
     __repr__ = __str__
 
 # %% ../../nbs/api/17b_data.task_types.ipynb #7bb9da42
@@ -108,7 +109,7 @@ class Examples:
         self.rows += rows
     def __len__(self): return len(self.pairs)
     def __getitem__(self, i): return self.pairs[i]
-    def __repr__(self): return f'{len(self):,} examples of {self.task.name!r}, such as {self.pairs[0]}'
+    def __repr__(self): return f'{n_of(len(self), "example")} of {self.task.name!r}, such as {self.pairs[0]}'
     @property
     def inputs(self): return [a for a,_ in self.pairs]
     @property
@@ -125,7 +126,7 @@ def _check_columns(task, row):
 def read(self:Examples, texts # what a model wrote, one for each example
 ) -> Answers:
     "Values of a model's texts, and how many are none; raises ValueError where their number is not that of the examples"
-    if len(texts)!=len(self): raise ValueError(f'{len(texts)} texts were given for {len(self)} examples of {self.task.name!r}')
+    if len(texts)!=len(self): raise ValueError(f'{n_of(len(texts), "text")} for {n_of(len(self), "example")} of {self.task.name!r}: give an answer to each')
     values = [self.task.read(t, r) for t,r in zip(texts, self.rows)]
     groups = [self.task.group(r) for r in self.rows] if self.task.group else None
     return Answers(self.task, values, [self.task.gold(r) for r in self.rows], groups, Counter(t for t,v in zip(texts, values) if v is None))
@@ -192,7 +193,7 @@ class TagTask(Task):
     def gold(self, row):
         if (tags := super().gold(row)) is None: return None
         n = len(self.tokens(row))
-        if len(tags)!=n: raise ValueError(f'it has {n} tokens but {len(tags)} tags')
+        if len(tags)!=n: raise ValueError(f'it has {n_of(n, "token")} but {n_of(len(tags), "tag")}')
         return entity_spans(tags) if self.style=='spans' else tags
     def value(self, x): return x.split() if isinstance(x, str) else list(x)
     def target(self, value, row): return spans_text(self.tokens(row), value) if self.style=='spans' else ' '.join(value)

@@ -15,6 +15,7 @@ from torch import nn
 from fastcore.basics import patch
 
 # %% ../../nbs/api/54a_interpret.calibration.ipynb #3ee30409
+from ..core import n_of
 from ..models.losses import ACTIVATIONS,ClassifierLoss
 from ..inference import TextPredictor
 from .errors import Interpretation
@@ -44,7 +45,7 @@ def reliability(conf, # (n) confidence
 ) -> Reliability:
     "Bins with what is in them; raises ValueError for bins that make no sense"
     conf,right = np.asarray(conf, float),np.asarray(right, float)
-    if bins<1 or equal not in ('count','width') or not len(conf): raise ValueError(f"{len(conf)} answers, bins={bins}, equal={equal!r}: give answers, one bin or more, and 'count' or 'width'")
+    if bins<1 or equal not in ('count','width') or not len(conf): raise ValueError(f"{n_of(len(conf), 'answer')}, bins={bins}, equal={equal!r}: give answers, one bin or more, and 'count' or 'width'")
     if equal=='width': at = np.minimum((conf*bins).astype(int), bins-1)
     else:
         at = np.empty(len(conf), int)
@@ -60,7 +61,7 @@ def fit_temperature(logits, # (n k) of texts that were not trained on
 ) -> float:
     "The temperature with the least loss (Guo et al. 2017, section 4.2); raises ValueError for logits that are not finite"
     z,y = torch.as_tensor(logits).double(),torch.as_tensor(np.asarray(targs))
-    if not len(z) or not torch.isfinite(z).all(): raise ValueError(f'{len(z)} rows of logits, all finite: {bool(torch.isfinite(z).all())}. Give logits of one text or more')
+    if not len(z) or not torch.isfinite(z).all(): raise ValueError(f'{n_of(len(z), "row")} of logits, all finite: {bool(torch.isfinite(z).all())}. Give logits of one text or more')
     loss,log_t = ClassifierLoss(task),torch.zeros((), dtype=torch.float64, requires_grad=True)
     opt = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn='strong_wolfe', tolerance_grad=1e-9)
     def closure():

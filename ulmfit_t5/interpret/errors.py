@@ -14,7 +14,7 @@ import numpy as np,pandas as pd,torch
 from fastcore.basics import patch
 
 # %% ../../nbs/api/54_interpret.errors.ipynb #8fa8066f
-from ..core import stable_hash
+from ..core import stable_hash,n_of
 from ..data.documents import TextDataset
 from ..models.losses import ACTIVATIONS,ClassifierLoss
 from ..inference import TextPredictor
@@ -35,8 +35,8 @@ class Interpretation:
         self.logits,self.targs = torch.as_tensor(logits).float(),torch.as_tensor(np.array(targs))
         if task not in ('single','multi'): raise ValueError(f'errors are counted for labels, and this is a {task} task: use learn.validate()')
         n,k = self.logits.shape
-        if not len(self.texts)==len(self.targs)==n: raise ValueError(f'{len(self.texts)} texts, {len(self.targs)} targets and {n} answers: give as many of each')
-        if len(self.labels)!=k: raise ValueError(f'{len(self.labels)} labels for {k} outputs: give a label for each, in their order')
+        if not len(self.texts)==len(self.targs)==n: raise ValueError(f'{n_of(len(self.texts), "text")}, {n_of(len(self.targs), "target")} and {n_of(n, "answer")}: give as many of each')
+        if len(self.labels)!=k: raise ValueError(f'{n_of(len(self.labels), "label")} for {n_of(k, "output")}: give a label for each, in their order')
         if not n: raise ValueError('there are no texts to look at: give one or more')
         self.probs = ACTIVATIONS[task](self.logits).numpy() # (n k)
         self.losses = ClassifierLoss(task, reduction='none')(self.logits, self.targs).numpy() # (n), or (n k)
@@ -48,7 +48,7 @@ class Interpretation:
     def wrong(self): # (n) booleans
         w = self.answers!=self.targs.numpy()
         return w if self.task=='single' else w.any(1)
-    def __repr__(self): return f'Interpretation of {len(self)} texts: {int(self.wrong.sum())} wrong ({self.wrong.mean():.1%}), mean loss {self.losses.mean():.3f}'
+    def __repr__(self): return f'Interpretation of {n_of(len(self), "text")}: {int(self.wrong.sum())} wrong ({self.wrong.mean():.1%}), mean loss {self.losses.mean():.3f}'
     def names(self, o): # of a target or an answer
         if self.task=='single': return self.labels[int(o)]
         return ', '.join(l for l,on in zip(self.labels, np.asarray(o)) if on) or '(none)'

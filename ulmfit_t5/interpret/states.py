@@ -13,6 +13,7 @@ import numpy as np,torch
 from torch import Tensor
 
 # %% ../../nbs/api/52_interpret.states.ipynb #168bac13
+from ..core import n_of
 from ..models.awd_lstm import AWDLSTM
 from ..models.layers import QRNNLayer,linear_scan
 
@@ -67,7 +68,7 @@ class States:
                 x = torch.as_tensor(self.layers[-1].h, device=dev)[:,None]
         enc.train(was)
     def __len__(self): return len(self.layers)
-    def __repr__(self): return f'States of {len(self.pieces)} pieces in {len(self)} layers of {", ".join(str(s.h.shape[1]) for s in self.layers)} units'
+    def __repr__(self): return f'States of {n_of(len(self.pieces), "piece")} in {n_of(len(self), "layer")} of {", ".join(str(s.h.shape[1]) for s in self.layers)} units'
     def mean(self, what: str='f') -> np.ndarray: # (layers t)
         "Mean of a gate, or of the size of a state, over the units of each layer; raises ValueError for a name that is not one"
         return np.stack([abs(self._of(l, what)).mean(1) for l in self.layers])

@@ -14,6 +14,7 @@ import torch,torch.nn.functional as F
 from torch import Tensor
 
 # %% ../../nbs/api/26a_models.generate.ipynb #26b00005
+from ..core import n_of
 from .attention import *
 from .t5 import *
 
@@ -79,7 +80,7 @@ class Generated(NamedTuple):
     logp: Tensor # (b) log-probability of all tokens that were written
     def __str__(self):
         n = int((~self.finished).sum())
-        return f"{len(self.ids)} texts, {sum(map(len, self.ids))} tokens" + (f"; {n} did not end by themselves and were cut at the maximum length" if n else '')
+        return f"{n_of(len(self.ids), 'text')}, {n_of(sum(map(len, self.ids)), 'token')}" + (f"; {n} without an end, cut at the maximum length" if n else '')
 
 def check_inputs(model: T5, # in any mode
     inputs: Tensor, # (b t) ids
@@ -240,7 +241,7 @@ def score_targets(model: T5, # in evaluation
 ) -> Tensor: # (b) or (b k) log-probabilities
     "How likely a model is to write given targets; raises ValueError where there is not one row of them for each input"
     if targets.dim() not in (2,3) or len(targets)!=len(inputs):
-        raise ValueError(f'targets have the shape {tuple(targets.shape)} for {len(inputs)} inputs: give (b u), or (b k u) for k candidates each')
+        raise ValueError(f'targets have the shape {tuple(targets.shape)} for {n_of(len(inputs), "input")}: give (b u), or (b k u) for k candidates each')
     check_inputs(model, inputs, 1)
     if targets.dim()==2: return score_targets(model, inputs, targets[:,None], input_segments)[:,0]
     c,cols = model.config,[]

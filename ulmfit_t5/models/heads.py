@@ -16,6 +16,7 @@ import torch,torch.nn.functional as F
 from torch import nn,Tensor
 
 # %% ../../nbs/api/22_models.heads.ipynb #56986b59
+from ..core import n_of
 from .layers import *
 from .losses import *
 from .pooling import *
@@ -40,7 +41,7 @@ def check_batch(ids:Tensor, # (b t) token ids
     "Raise a ValueError that says what is wrong with a batch of ids"
     if ids.dim()!=2 or 0 in ids.shape: raise ValueError(f"ids are {tuple(ids.shape)}: give (batch, tokens) with at least one of each")
     if lens is not None and (lens.shape!=ids.shape[:1] or lens.min()<1 or lens.max()>ids.shape[1]):
-        raise ValueError(f"lens are {lens.tolist()}; for ids of shape {tuple(ids.shape)} give {len(ids)} numbers from 1 to {ids.shape[1]}")
+        raise ValueError(f"lens are {lens.tolist()}; for ids of shape {tuple(ids.shape)} give {n_of(len(ids), 'number')} from 1 to {ids.shape[1]}")
 
 # %% ../../nbs/api/22_models.heads.ipynb #65fbe3b1
 class DocumentEncoder(nn.Module):
@@ -125,7 +126,7 @@ def classifier_head(n_in:int, # width of the pooled vector
 ) -> nn.Sequential:
     "Blocks of batch normalisation, dropout and linear (ULMFiT §3.3); raises ValueError unless there is one dropout per linear layer"
     dims = [n_in,*lin_ftrs,n_out]
-    if len(ps)!=len(dims)-1: raise ValueError(f"{len(ps)} dropouts {tuple(ps)} for {len(dims)-1} linear layers {dims}: give one for each")
+    if len(ps)!=len(dims)-1: raise ValueError(f"{n_of(len(ps), 'dropout')} {tuple(ps)} for {n_of(len(dims)-1, 'linear layer')} {dims}: give one for each")
     layers = []
     for i,o,p in zip(dims, dims[1:], ps): layers += [SafeBatchNorm(i),nn.Dropout(p),nn.Linear(i, o),nn.ReLU()]
     layers[-1:] = [] if y_range is None else [SigmoidTo(*y_range)]

@@ -16,6 +16,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import rank_distrib
 
 # %% ../../nbs/api/33c_train.events.ipynb #3761f01d
+from ..core import n_of
 from .layer_stats import LayerStats,Sample,layer_stats,measure
 
 # %% ../../nbs/api/33c_train.events.ipynb #b757d002
@@ -236,7 +237,7 @@ class Run:
     def __len__(self): return int(self.step[-1])+1 if len(self.step) else 0
     def __repr__(self):
         end = '' if self.ends and len(self.ends)==len(self.fits) else ', not ended'
-        return f"Run({self.title!r}: {len(self)} steps, {len(self.epochs)} epochs, {len(self.samples)} samples of {len(self.layers)} layers, {len(self.commands)} commands{end})"
+        return f"Run({self.title!r}: {n_of(len(self), 'step')}, {n_of(len(self.epochs), 'epoch')}, {n_of(len(self.samples), 'sample')} of {n_of(len(self.layers), 'layer')}, {n_of(len(self.commands), 'command')}{end})"
     def open_at(self, step: int) -> list: # a bool for each group
         "Which groups train at a step"
         s = next((e['open'] for e in reversed(self.opens) if e['step']<=step), '1'*len(self.groups))

@@ -113,7 +113,7 @@ def scaled(self:UnfreezeSchedule, fraction:float): # share of the epochs that ca
     if not 0<fraction<math.inf: raise ValueError(f"a fraction of {fraction} leaves nothing to train: give a share of the epochs such as 0.5")
     if fraction>=1: return self
     eps = _capped([s.epochs for s in self.stages], self.epochs*fraction)
-    cuts = [f'stage {i+1}: {s.epochs:g} to {e:.3g} epochs' for i,(s,e) in enumerate(zip(self.stages, eps)) if e<s.epochs]
+    cuts = [f'stage {i+1}: {s.epochs:g} to {e:.3g} epoch{"s"*(e!=1)}' for i,(s,e) in enumerate(zip(self.stages, eps)) if e<s.epochs]
     return replace(self, stages=[replace(s, epochs=e) for s,e in zip(self.stages, eps)], cuts=[*self.cuts, *cuts])
 
 # %% ../../nbs/api/31a_train.stages.ipynb #049d8185
