@@ -6,7 +6,7 @@ from fastai.data.block import CategoryBlock,DataBlock
 from fastai.data.transforms import ColReader,IndexSplitter
 from hypothesis import given,settings,strategies as st
 from ulmfit_t5.data.blocks import clean_chars,random_valid,read_table
-from ulmfit_t5.data.datasets import load_dataset
+from ulmfit_t5.data.datasets import few_shot,load_dataset
 from ulmfit_t5.data.loaders import BucketLoader,LMLoader,MemoryCorpus,TextBlock,TextDataLoaders
 from ulmfit_t5.data.tokenizer import train_subword
 from ulmfit_t5.models.awd_lstm import language_model
@@ -290,6 +290,24 @@ def test_an_answer_that_is_no_number_is_not_given(learn):
         with pytest.raises(ValueError, match='the answer to text 0 is not a number: the weights have diverged'): learn.predict(['the cat','a dog'])
     finally: p.data.copy_(was)
     assert learn.predict('the cat').label in ('x','y')
+
+def test_an_answer_can_be_shown_and_written_whatever_the_text(learn, tmp_path):
+    df = learn.predictor().predict_frame(['a\ud800b','c\0d'], progress=False)
+    df.to_csv(tmp_path/'a.csv', index=False)
+    assert df.text.tolist()==['ab','cd'] and learn.predict('a\ud800b')._repr_html_().encode('utf8')
+
+@pytest.mark.parametrize('texts,says', [([],'nothing to learn a vocabulary from'),(['',' \n'],'nothing to learn a vocabulary from'),(['a'],'can not fill a vocabulary of 5,000 pieces; give vocab_sz=')])
+def test_too_little_to_train_a_vocabulary(texts, says):
+    with pytest.raises(ValueError, match=says): train_subword(texts, vocab_sz=5000, n_threads=1)
+
+@pytest.mark.parametrize('bad', [None,float('nan'),b'bytes'])
+def test_what_is_not_text_trains_no_vocabulary(bad):
+    with pytest.raises(TypeError, match=f'text 1 is .* a {type(bad).__name__}, not text'): train_subword(['the cat sat']+[bad]+['a dog']*300, vocab_sz=280, n_threads=1)
+
+def test_a_sample_of_labels_that_are_not_there():
+    df = frame(text=['a','b'], label=[None,None])
+    with pytest.raises(ValueError, match="column 'label' holds no label at all"): few_shot(df, 1)
+    with pytest.raises(ValueError, match="no column 'lable': give label=, one of 'text', 'label'"): few_shot(df, 1, label='lable')
 
 def test_a_vocabulary_or_labels_of_the_wrong_size(learn, tok, tmp_path):
     small = train_subword(['the cat sat on the mat']*9, vocab_sz=280, n_threads=1, hard_vocab_limit=False)

@@ -18,7 +18,7 @@ from fastprogress.fastprogress import progress_bar
 # %% ../nbs/api/41_inference.ipynb #6fdd536e
 from .core import *
 from .data.tokenizer import *
-from .data.tables import join_fields
+from .data.tables import clean_chars,join_fields
 from .data.batches import check_device
 from .models.awd_lstm import *
 from .models.losses import *
@@ -135,6 +135,7 @@ class TextPredictor:
 # %% ../nbs/api/41_inference.ipynb #32546512
 @patch
 def _answer(self:TextPredictor, text, p):
+    text = clean_chars(text) # so that it can be shown and written to a file
     if self.task=='regression': return Prediction(text, float(p[0]) if len(p)==1 else p.tolist(), {})
     probs = {self.labels[i]:float(p[i]) for i in np.argsort(-p, kind='stable')}
     return Prediction(text, next(iter(probs)) if self.task=='single' else [k for k,v in probs.items() if v>.5], probs)

@@ -277,9 +277,11 @@ def few_shot(df: pd.DataFrame, # a split with a column of classes
     seed: int=42, # the same seed gives the same rows
     label: str='label' # column of classes
 ) -> pd.DataFrame: # shuffled rows of `df`, with their index
-    "Seeded stratified sample; raises ValueError if a class has too few rows or none would be left"
+    "Seeded stratified sample; raises ValueError for a column that is not there or empty, and if a class has too few rows or none would be left"
     if (n_per_class is None)==(n_total is None): raise ValueError("give either n_per_class or n_total")
+    if label not in df: raise ValueError(f"the table has no column {label!r}: give label=, one of {', '.join(map(repr, df.columns))}")
     y = df[label]
+    if y.isna().all(): raise ValueError(f'column {label!r} holds no label at all: give rows that have one')
     if pd.api.types.is_float_dtype(y) or y.map(lambda o: isinstance(o, list)).any():
         raise ValueError(f"few_shot needs one class per row, but column {label!r} holds numbers or lists; use df.sample")
     counts = y.value_counts().sort_index()

@@ -128,6 +128,11 @@ def _word_groups(vocab, ids):
     if group: yield group
 
 # %% ../../nbs/api/10_data.tokenizer.ipynb #fc70df50
+def _too_little(e, vocab_sz): # why SentencePiece gave up
+    if 'sentences_.empty' in e: return 'there is nothing to learn a vocabulary from, no text or only blank ones: give some that have words'
+    m = re.search(r'(?:value|size)[^0-9]*<= *(\d+)', e)
+    return f'these texts can not fill a vocabulary of {vocab_sz:,} pieces' + (f'; give vocab_sz={m[1]} or less' if m else f' ({e})') + ', or more text'
+
 def train_subword(texts, # iterable of strings
     vocab_sz: int=10_000, # pieces, the nine special tokens and 256 bytes included
     coverage: float=.9998, # share of characters that get a piece of their own; the rest is spelt in bytes
@@ -135,10 +140,12 @@ def train_subword(texts, # iterable of strings
     n_threads: int=2, # of the trainer
     **kwargs # any option of `SentencePieceTrainer.train`
 ) -> SubwordTokenizer:
-    "Train a unigram vocabulary on `texts` (Kudo 2018)"
+    "Train a unigram vocabulary on `texts` (Kudo 2018); raises TypeError for what is not text, ValueError where there is too little"
+    odd = [] # what is not text, which SentencePiece would hide behind its own error
     def lines():
         left = max_chars
-        for t in texts:
+        for i,t in enumerate(texts):
+            if not isinstance(t, str): return odd.append(f'text {i} is {t!r:.60}, a {type(t).__name__}')
             for line in t.splitlines():
                 if left<=0: return
                 left -= len(line)
@@ -149,9 +156,8 @@ def train_subword(texts, # iterable of strings
         max_sentence_length=20_000, shuffle_input_sentence=True, minloglevel=2)
     try: sp.SentencePieceTrainer.train(sentence_iterator=lines(), model_writer=out, vocab_size=vocab_sz, **opts|kwargs)
     except RuntimeError as e:
-        m = re.search(r'(?:value|size)[^0-9]*<= *(\d+)', str(e))
-        raise ValueError(f'these texts can not fill a vocabulary of {vocab_sz:,} pieces'
-            + (f'; give vocab_sz={m[1]} or less' if m else f' ({e})') + ', or more text') from None
+        if not odd: raise ValueError(_too_little(str(e), vocab_sz)) from None
+    if odd: raise TypeError(f'{odd[0]}, not text: drop it or turn it into a string')
     return SubwordTokenizer(out.getvalue())
 
 # %% ../../nbs/api/10_data.tokenizer.ipynb #92a64db2
