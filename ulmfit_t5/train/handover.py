@@ -17,13 +17,19 @@ from .resume import learner_state,load_learner_state
 # %% ../../nbs/api/37f_train.handover.ipynb #2c0cf010
 def start_state(learn) -> dict: # for `save_state`
     "Where a training begins"
-    s = learner_state(learn)
-    return dict(learner=s, open=[p.requires_grad for p in learn.model.parameters()], frozen_idx=getattr(learn.opt, 'frozen_idx', 0))
+    s,ps = learner_state(learn),list(learn.model.parameters())
+    held = {id(p) for pg in learn.opt.param_lists for p in pg}
+    return dict(learner=s, open=[p.requires_grad for p in ps], held=[id(p) in held for p in ps], frozen_idx=getattr(learn.opt, 'frozen_idx', 0))
 
 def take_start(learn, s: dict):
     "Begin where `start_state` was taken; raises RuntimeError where the model is another"
+    def let_train(flags):
+        for p,o in zip(learn.model.parameters(), flags): p.requires_grad_(o)
+    if learn.opt is None: # fastai's optimizer takes the parameters that are open when it is made
+        let_train(s['held'])
+        learn.create_opt()
     load_learner_state(learn, s['learner'])
-    for p,o in zip(learn.model.parameters(), s['open']): p.requires_grad_(o)
+    let_train(s['open'])
     learn.opt.frozen_idx = s['frozen_idx']
 
 # %% ../../nbs/api/37f_train.handover.ipynb #c0fe6291
