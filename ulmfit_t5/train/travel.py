@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.travel.html.md"""
 __all__ = ['name_of', 'by_name', 'options', 'describe', 'restore']
 
 # %% ../../nbs/api/37a_train.travel.ipynb #03159ba2
-import dis,importlib,inspect,sys,textwrap,types
+import dis,importlib,inspect,linecache,sys,textwrap,types
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,9 @@ def _source(f, known):
 
 def _from_source(d, known):
     ns = {k:restore(v, known) for k,v in d['uses'].items()} | dict(__name__='notebook')
-    exec(compile(d['source'], f"<{d['name']} of the notebook>", 'exec'), ns)
+    src,where = d['source'],f"<{d['name']} of the notebook>"
+    linecache.cache[where] = len(src),None,src.splitlines(True),where # so that a traceback shows the line
+    exec(compile(src, where, 'exec'), ns)
     return ns[d['name']]
 
 # %% ../../nbs/api/37a_train.travel.ipynb #3f36ae26
