@@ -77,7 +77,7 @@ def lab():
         news.mkdir(parents=True)
         (news/'notification.jupyterlab-settings').write_text('{"fetchNews": "false", "checkForUpdates": false}')
         own = {f'JUPYTER{k}_DIR':str(d/v) for k,v in (('_CONFIG','config'),('_RUNTIME','runtime'),('LAB_SETTINGS','settings'),('LAB_WORKSPACES','spaces'))}
-        env = {**os.environ, **own, 'IPYTHONDIR':str(d/'ipython'), 'OMP_NUM_THREADS':'1', 'JUPYTER_PLATFORM_DIRS':'1'}
+        env = {**os.environ, **own, 'IPYTHONDIR':str(d/'ipython'), 'OMP_NUM_THREADS':'1', 'JUPYTER_PLATFORM_DIRS':'1', 'ULMFIT_T5_LESSON':'short'}
         args = ['--no-browser',f'--port={port}','--ip=127.0.0.1','--allow-root','--ServerApp.token=','--ServerApp.password=',f'--ServerApp.root_dir={d}','--ServerApp.disable_check_xsrf=True']
         with open(d/'server.log', 'w') as log: proc = subprocess.Popen([sys.executable,'-m','jupyterlab',*args], cwd=d, env=env, stdout=log, stderr=log)
         try:
@@ -105,11 +105,16 @@ def browser():
         yield b
         b.close()
 
+def notebook(cells):
+    "Sources of cells as a notebook"
+    kernel = dict(name='python3', display_name='Python 3', language='python')
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in cells], metadata=dict(kernelspec=kernel))
+
 class Book:
-    "A notebook open in the browser"
+    "A notebook open in the browser; `cells` are sources, or a whole notebook"
     def __init__(self, lab, browser, name, cells, dark=False):
         self.dir,self.url,self.name = *lab,name
-        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in cells], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')))
+        nb = cells if hasattr(cells, 'cells') else notebook(cells)
         nbformat.write(nb, self.dir/f'{name}.ipynb')
         (self.dir/'settings'/'@jupyterlab'/'apputils-extension'/'themes.jupyterlab-settings').write_text(json.dumps(dict(theme='JupyterLab '+('Dark' if dark else 'Light'))))
         self.page = browser.new_page(viewport=dict(width=1300, height=1050), color_scheme='dark' if dark else 'light')
@@ -133,6 +138,15 @@ class Book:
             try: return expect(cell.locator('.jp-InputPrompt')).to_have_text(re.compile(r'\[[*\d]+\]'), timeout=3000)
             except AssertionError: continue
         pytest.fail(f'cell {i} of {self.name} did not run')
+    def run_all(self):
+        "By the menu, as a reader would; again where the kernel was not ready yet"
+        for _ in range(30):
+            self.page.keyboard.press('Escape')
+            self.page.locator('.lm-MenuBar-item:has-text("Run")').click()
+            self.page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+            try: return expect(self.page.locator('.jp-InputPrompt', has_text=re.compile(r'\[[*\d]+\]')).first).to_be_attached(timeout=3000)
+            except AssertionError: continue
+        pytest.fail(f'the cells of {self.name} did not run')
     def out(self, i): return self.page.locator('.jp-Notebook .jp-Cell').nth(i).locator('.jp-Cell-outputArea')
     def button(self, text, nth=0): return self.page.locator(f'button.jupyter-button:has-text("{text}")').nth(nth)
     def sees(self, text): expect(self.page.locator('.jp-Notebook')).to_contain_text(text, timeout=WAIT)

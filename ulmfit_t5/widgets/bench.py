@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..train.groups import group_names,open_groups,param_groups
 from ..train.lr_find import RateSearch,search_rate
 from ..train.unfreeze import UnfreezeSchedule
-from .live import Panel,has_kernel
+from .live import Below,Panel,has_kernel,show_above
 from .paint import *
 
 # %% ../../nbs/api/65_widgets.bench.ipynb #50be8944
@@ -259,7 +259,7 @@ def draw(self:BenchView):
         for k in ('each','restart'): self.controls[k].disabled = s.recipe!='gradual'
         self.controls['factor'].disabled = s.recipe=='last_only'
     finally: self.busy = False
-    if self.handle is not None: self.handle.update(self.bench.picture())
+    if self.handle is not None: self.handle.update(Below(self.bench.picture()))
 
 # %% ../../nbs/api/65_widgets.bench.ipynb #4c4eec99
 @patch
@@ -267,7 +267,6 @@ def new_view(self:ScheduleBench): return BenchView(self)
 
 @patch
 def _ipython_display_(self:ScheduleBench):
-    from IPython.display import display
     if not has_kernel(): return display(self.picture())
-    display(self.widget())
-    self.view.handle = display(self.picture(), display_id=True)
+    self.widget()
+    self.view.handle = show_above(self.view.root, self.picture())

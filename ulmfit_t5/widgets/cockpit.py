@@ -134,6 +134,7 @@ class Cockpit:
 
     def commanded(self, t): # on the training's thread
         if t is not None: self.read.note = f'{_said(t)}: {t.error}' if t.error else f'{_said(t)}: applied before step {t.step}'
+        elif self.gauges.on: self.gauges.tick(self.read.status) # a pause begins or ends: what is shown is of its last step
         self.live.post(self.refresh)
 
     def told(self):

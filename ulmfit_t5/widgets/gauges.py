@@ -193,7 +193,8 @@ def _tile(name, value): return f'<div style="min-width:70px"><div style="font-si
 
 def dials(r:Readings) -> str: # HTML
     "Where the fit is, and its numbers"
-    where = f'epoch {min(r.epoch+1, r.n_epoch)} of {r.n_epoch}, batch {r.iter} of {r.n_iter}, step {r.step}' if r.n_epoch else 'no fit yet'
+    batch = f'batch {r.iter} of {r.n_iter}, ' if r.n_iter else ''
+    where = f'epoch {min(r.epoch+1, r.n_epoch)} of {r.n_epoch}, {batch}step {r.step}' if r.n_epoch else 'no fit yet'
     bar = f'<div role="progressbar" aria-valuenow="{100*r.share:.0f}" aria-valuemin="0" aria-valuemax="100" style="background:#8884;height:7px;border-radius:3px;margin:3px 0 7px">'\
         f'<div style="background:{PALETTE[0]};width:{100*min(r.share, 1):.1f}%;height:7px;border-radius:3px"></div></div>'
     last = dict(zip(r.columns, r.rows[-1])) if r.rows else {}

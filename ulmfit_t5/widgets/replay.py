@@ -11,7 +11,7 @@ __all__ = ['smooth', 'Track', 'rate_map', 'Replay', 'ReplayView']
 import math,numpy as np
 from fastcore.basics import patch
 from ..train.events import Run,read_log
-from .live import Panel,has_kernel
+from .live import Below,Panel,has_kernel,show_above
 from .paint import *
 from .trace import Trace,board_html,state_html
 
@@ -238,11 +238,10 @@ def export(self:Replay, path, # of the .html file
 @patch
 def _ipython_display_(self:Replay):
     "The scrubber; the picture under it shows itself where there is no kernel for the scrubber"
-    from IPython.display import HTML,display
+    from IPython.display import display
     if not has_kernel(): return display(self.picture())
     name = f'u5-{id(self):x}'
     self.widget()
     self.view.hide = f'<style>.{name}{{display:none}}</style>'
     self.view.draw()
-    display(self.view.root)
-    display(HTML(f'<div class="{name}">{self.picture()._repr_html_()}</div>'))
+    show_above(self.view.root, Below(self.picture(), name))

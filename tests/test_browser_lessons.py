@@ -1,0 +1,87 @@
+"Lessons in JupyterLab under headless Chromium, all cells run by the menu: their panels obey, and their pictures stay. Screenshots: build/browser"
+import re,nbformat,pytest,test_browser
+from playwright.sync_api import expect
+from conftest import root
+from test_browser import WAIT,Book,pictures,wait_for
+
+lab,browser = test_browser.lab,test_browser.browser
+
+class Lesson(Book):
+    "A tutorial without its outputs; `more` has cells of ours, each after the cell with a text in its source"
+    def __init__(self, lab, browser, name, more):
+        nb = nbformat.read(root/'nbs'/'tutorials'/f'{name}.ipynb', 4)
+        for c in nb.cells:
+            if c.cell_type=='code': c.outputs,c.execution_count = [],None
+        for text,src in more.items():
+            i = next(i for i,c in enumerate(nb.cells) if text in c.source)
+            nb.cells.insert(i+1, nbformat.v4.new_code_cell(src))
+        super().__init__(lab, browser, name, nb)
+        self.sources = [c.source for c in nb.cells]
+    def at(self, text): return next(i for i,s in enumerate(self.sources) if text in s)
+    def after(self, text): # output of the cell with this text
+        return self.out(self.at(text))
+    def show(self, text, shot):
+        self.page.locator('.jp-Notebook .jp-Cell').nth(self.at(text)).evaluate('o => o.scrollIntoView({block:"start"})')
+        self.page.wait_for_timeout(300)
+        self.shot(shot)
+
+@pytest.fixture(scope='module')
+def steering(lab, browser):
+    "Lesson 11 under way; its first training waits before its third step, however fast the machine is"
+    b = Lesson(lab, browser, '11_steering_a_run', {'panel = learn.cockpit()':"steering(learn).send('pause', at=2)"})
+    b.run_all()
+    return b
+
+def test_all_cells_run_and_the_panel_obeys(steering):
+    b = steering
+    panel = b.after('panel = learn.cockpit()')
+    expect(panel).to_contain_text('paused', timeout=WAIT)
+    b.show('panel = learn.cockpit()', 'lesson11_1_paused')
+    b.button('Freeze', 0).click()
+    expect(panel).to_contain_text(re.compile('4 head: □ frozen, rate 0 .yours.'), timeout=WAIT)
+    b.button('One step').click()
+    expect(panel).to_contain_text(re.compile('step: applied before step 2|step 3'), timeout=WAIT)
+    b.show('panel = learn.cockpit()', 'lesson11_2_frozen')
+    b.button('Resume').click()
+    expect(b.after('o in steer.log])')).to_contain_text('freeze', timeout=WAIT)
+    rows = b.after('o in steer.log])').inner_text()
+    assert re.search(r'freeze\s+4', rows) and re.search(r'set_rate\s+4', rows), 'a click and a command of the lesson are in one log'
+    expect(b.after('assert same')).to_contain_text('the same bits', timeout=WAIT)
+    expect(panel.locator('button.jupyter-button')).to_have_count(0, timeout=WAIT)
+    expect(panel).to_contain_text('Commands: step 2: pause; step 2: freeze 4')
+    b.show('panel = learn.cockpit()', 'lesson11_3_picture')
+
+def test_a_key_on_a_slider_of_the_bench(steering):
+    b = steering
+    bench = b.after('bench = ScheduleBench')
+    b.show('bench = ScheduleBench', 'lesson11_4_bench')
+    old,n = pictures(bench),bench.inner_text()
+    assert 'factor=2.6' in n and old
+    bench.locator('.u5-bench-factor .noUi-handle').focus()
+    for _ in range(6): b.page.keyboard.press('ArrowRight')
+    wait_for(lambda: re.search(r'factor=(?!2\.6\D)', bench.inner_text()), 20, 'the code did not change')
+    wait_for(lambda: pictures(bench)!=old, 20, 'the picture did not change')
+    b.show('bench = ScheduleBench', 'lesson11_5_bench_moved')
+
+def test_the_pictures_outlive_the_kernel(steering):
+    "Saved and restarted, and then opened again with no kernel at all"
+    b = steering
+    b.save()
+    b.page.locator('.lm-MenuBar-item:has-text("Kernel")').click()
+    b.page.locator('.lm-Menu-item[data-command="kernelmenu:restart"]').click()
+    b.page.wait_for_timeout(1000)
+    b.page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=WAIT)
+    stay(b)
+    b.end_kernels()
+    b.open()
+    stay(b)
+    b.show('bench = ScheduleBench', 'lesson11_6_bench_reopened')
+    b.show('panel = learn.cockpit()', 'lesson11_7_reopened')
+
+def stay(b):
+    for text,title in (('panel = learn.cockpit()','Training cockpit'),('bench = ScheduleBench','factor=')):
+        expect(b.after(text)).to_contain_text(title, timeout=WAIT)
+        img = b.after(text).locator('img, svg').first
+        img.scroll_into_view_if_needed()
+        assert img.evaluate('o => o.tagName!="IMG" || o.complete && o.naturalWidth>0'), f'the picture of {text} cannot be shown'
+    assert 'not found' not in b.page.locator('.jp-Notebook').inner_text()
