@@ -102,7 +102,8 @@ class TextPredictor:
     def load(cls, path, # folder of a saved classifier
         **kwargs # `bf16`, `device`
     ) -> 'TextPredictor':
-        "The predictor of a saved classifier, or of the two that `bidirectional` joined. Raises ArtefactError with one sentence for whatever is wrong"
+        "The predictor of a saved classifier, or of the two that `bidirectional` joined. Raises ArtefactError with one sentence for whatever is wrong, TypeError for an unknown option"
+        check_options(kwargs, ('bf16','device'), 'TextPredictor.load')
         path = standing_path(model_path(path))
         both = saved_config(path, ('classifier','bidirectional'), verify=False)['kind']=='bidirectional'
         s = (_load_both if both else load_classifier)(path)
