@@ -90,7 +90,8 @@ def html(self:DistributedPanel) -> str:
         parts.append(line_chart(lines, 'loss of the whole batch', y='loss', width=400, height=190))
         if ok: parts.append(line_chart({'all processes':tuple(zip(*ok))}, 'tokens a second', y='tokens/s', width=320, height=190, y_range=(0,1.1*max(t for _,t in ok))))
     head = 'process','device','ready after','tokens/s','memory','waits',''
-    out = f'<div style="margin:2px 0 6px">{esc(self.text)}</div>' + row(*parts)
+    say = self.text+('; stopping after this batch' if self.asked and not self.ended else '')
+    out = f'<div style="margin:2px 0 6px">{esc(say)}</div>' + row(*parts)
     if self.ranks: out += table(head, list(self._rank_rows()))
     return out + (table(self.names, self.rows) if self.rows else '')
 
@@ -130,6 +131,7 @@ def stop(self:DistributedPanel):
     "End the run after the batch at hand"
     self.asked = True
     if self.ask: self.ask()
+    self.refresh(True)
 
 # %% ../../nbs/api/66_widgets.distributed.ipynb #47e6e885
 @patch
