@@ -117,7 +117,8 @@ class _Frame:
         text = f"fill='{MUTE}' style='fill:var(--u5-mute,{MUTE})'"
         out = [f"<path d='M{l} {self.sy(v):.1f}H{r}' stroke='#888' stroke-opacity='.3'/><text x='{l-5}' y='{self.sy(v)+4:.1f}' text-anchor='end' {text}>{num(v)}</text>"
             for v in self.y_ticks()]
-        out += [f"<text x='{self.sx(v):.1f}' y='{b+14}' text-anchor='middle' {text}>{num(v)}</text>" for v in ticks(*self.x, 5)]
+        out += [f"<text x='{self.sx(v):.1f}' y='{b+14}' text-anchor='middle' {text}>{num(v)}</text>"
+            for v in ticks(*self.x, 5) if x_title!='step' or v==int(v)] # there are no half steps
         out.append(f"<path d='M{l} {b}H{r}' stroke='#888'/><text x='{(l+r)/2}' y='{b+28}' text-anchor='middle' {text}>{esc(x_title)}</text>")
         if y_title: out.append(f"<text transform='translate(11 {(t+b)/2}) rotate(-90)' text-anchor='middle' {text}>{esc(y_title)}</text>")
         return ''.join(out)

@@ -63,13 +63,13 @@ def state_html(train: bool|None # None: some of it trains
     return f'<span style="white-space:nowrap"><span style="{box}"></span> {words}</span>'
 
 # %% ../../nbs/api/61a_widgets.trace.ipynb #515d647e
-def _cell(trace, row, kind, step, label, colour):
+def _cell(trace, row, kind, step, label, colour, words=None):
     "A small chart and the value now"
     ys = trace.series(row, kind, step)
     now = next((v for v in reversed(ys[-1:] if kind=='grad' else ys) if v is not None), None)
     if now is None: return '<span style="opacity:.6">–</span>'
     span = (0, 1) if kind=='dead' else (0, trace.most(kind, row[0]) or 1) if kind in ('drift','rate') else None
-    words = num(now)
+    words = words or num(now)
     if kind=='sd': words = f"{num(next((v for v in reversed(trace.series(row, 'mean', step)) if v is not None), None))} ± {num(now)}"
     if kind=='dead': words = f'{now:.0%}'
     return f'<span style="white-space:nowrap">{sparkline(ys, 36, 18, colour, f"{label}, {HEAD[kind]}", span)} {esc(words)}</span>'
@@ -79,7 +79,7 @@ def _row(trace, row, name, train, rate, step, indent=0):
     colour = '#808080' if train is False else PALETTE[0]
     first = f'<span style="padding-left:{indent}px;white-space:nowrap">{name}</span>'
     seen = trace.series(('group',row[1] if group else trace.layers[row[1]][3]), 'rate', step)
-    r = _cell(trace, row, 'rate', step, 'rate', colour) if group and seen else esc(num(0. if train is False else seen[-1] if seen else rate))
+    r = _cell(trace, row, 'rate', step, 'rate', colour, '0' if train is False else None) if group and seen else esc(num(0. if train is False else seen[-1] if seen else rate))
     return [first,state_html(train),r,*[_cell(trace, row, k, step, row[0]+f' {row[1]}', colour) for k in kinds]]
 
 # %% ../../nbs/api/61a_widgets.trace.ipynb #0a38a2bc
