@@ -109,10 +109,11 @@ class TextLearner(Learner):
         device=None, # fastai's; the model stays where it is
         strict: bool=True, # False lets a model keep those of its tensors that the folder lacks
         with_opt: bool=False, # fastai's, must be False
+        weights_only: bool=True, # fastai's; nothing else is ever read
         **kwargs # there are no more: named in the error
     ):
         "Fill the model from an artefact. Raises ArtefactError where vocabulary or labels are others, TypeError for an option that nothing reads"
-        check_options(kwargs, ('device','strict','with_opt'), 'load')
+        check_options(kwargs, ('device','strict','with_opt','weights_only'), 'load')
         _no_optimizer(with_opt)
         new = self._saved(path).tensors
         load_tensors(self.model, new if strict else {k:new.get(k, t) for k,t in self.model.state_dict().items()}, str(path))

@@ -212,7 +212,7 @@ def write(self:TextWriter, texts, # list of texts, read as they are
 @patch
 def _tell(self:TextWriter, w, max_len=None):
     how,n,notes = 'cut' if self.long=='cut' else 'read in windows',int((~w.finished).sum()),[]
-    if w.n_long: notes.append(f'{w.n_long} of {len(w.texts)} inputs {"was" if w.n_long==1 else "were"} longer than {self.inputs_length} tokens and {how}')
+    if w.n_long: notes.append(f'{w.n_long} of {len(w.texts)} inputs {"is" if w.n_long==1 else "are"} longer than {self.inputs_length} tokens and {"was" if w.n_long==1 else "were"} {how}')
     if n: notes.append(f'{n} of {len(w.texts)} answers did not end within {n_of(max_len, "token")} and {"was" if n==1 else "were"} cut: give a larger max_len, or train longer')
     w = w._replace(note='; '.join(notes))
     if w.note and self.say: self.say(w.note)
