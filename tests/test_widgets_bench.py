@@ -61,7 +61,7 @@ def test_a_picture_is_renewed_in_place():
     b.widget()
     h = b.view.handle = Handle()
     b.view.controls['cut'].value = .4
-    assert len(h.seen)==1 and 'cut_frac=0.4' in h.seen[0].html()
+    assert len(h.seen)==1 and 'cut_frac=0.4' in h.seen[0].picture.html()
 
 def test_what_can_not_be_is_said_and_changes_nothing():
     b = ScheduleBench()
