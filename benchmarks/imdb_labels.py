@@ -6,14 +6,18 @@ import time
 from common import line,parser,write
 
 def stage_b(a, texts, folder, minutes):
-    "The bundled language model adapted to reviews, saved in `folder`/lm"
+    "Passes over `texts` of the bundled language model, adapted to reviews and saved in `folder`; those of an earlier run where it stands there already"
+    seen = folder/'passes.txt'
+    if seen.exists(): return float(seen.read_text())
     from ulmfit_t5.all import LineProgress,TextDataLoaders,language_model_learner,lm_schedule,TimeBudget
-    dls = TextDataLoaders.from_list(texts, is_lm=True, valid_pct=.02, bs=64, progress=False)
+    dls = TextDataLoaders.from_list(texts, is_lm=True, valid_pct=.02, bs=a.bs, progress=False)
     learn = language_model_learner(dls, 'awd-lstm-fwd', drop_mult=.2)
     plan = lm_schedule(len(learn.model.groups()), 3)
     learn.fit_unfreeze(plan, cbs=[LineProgress(every_s=30),TimeBudget(60*minutes)])
-    learn.save(folder/'lm')
-    return len(learn.group_rates)/len(dls.train)
+    learn.save(folder)
+    passes = len(learn.group_rates)/len(dls.train)
+    seen.write_text(f'{passes:.3f}')
+    return passes
 
 def classifier(a, few, valid, start, minutes, **kw):
     "A classifier trained on `few`, from the language model in `start` or from scratch"
@@ -28,7 +32,9 @@ def main():
     p.add_argument('--labels', default='100,500,1000', help='numbers of labels')
     p.add_argument('--unlabelled', type=int, default=20_000, help='reviews without labels for stage B')
     p.add_argument('--lm-minutes', type=float, default=12, help='time for stage B')
+    p.add_argument('--bs', type=int, default=64, help='streams side by side in stage B')
     p.add_argument('--minutes', type=float, default=4, help='time for each classifier')
+    p.add_argument('--lm', help="folder of a language model adapted by an earlier run with the same seed; made there if there is none")
     p.add_argument('--seed', type=int, default=0)
     a = p.parse_args()
     import tempfile,torch
@@ -42,10 +48,11 @@ def main():
     lm_texts = load_dataset('imdb', 'unsup').text.sample(100 if a.quick else a.unlabelled, random_state=a.seed)
     pool,lm_min,c_min = train.drop(valid.index),.02 if a.quick else a.lm_minutes,.02 if a.quick else a.minutes
     with tempfile.TemporaryDirectory() as d:
-        epochs = stage_b(a, [*lm_texts, *pool.text.sample(10 if a.quick else 5000, random_state=a.seed)], Path(d), lm_min)
+        start = Path(a.lm or Path(d)/'lm')
+        epochs = stage_b(a, [*lm_texts, *pool.text.sample(10 if a.quick else 5000, random_state=a.seed)], start, lm_min)
         for n in [int(o) for o in a.labels.split(',')][:1 if a.quick else None]:
             few,many = (few_shot(pool, n_total=k, seed=a.seed) for k in (n, min(10*n, 20_000)))
-            base,ulm = tfidf_error(few, test),classifier(a, few, valid, Path(d)/'lm', c_min, drop=.3).evaluate(test)
+            base,ulm = tfidf_error(few, test),classifier(a, few, valid, start, c_min, drop=.3).evaluate(test)
             scratch = classifier(a, many, valid, None, c_min, drop=.3).evaluate(test)
             note = f"95 % interval {100*ulm['low']:.1f} to {100*ulm['high']:.1f}; stage B {epochs:.2g} passes over {len(lm_texts):,} reviews"
             rows.append(line(f'IMDb test error, {n} labels', 100*ulm['error'], 100*base['error'], base['error']/max(ulm['error'], 1e-9), '%', 'lower', 'TF-IDF + logistic regression', note))

@@ -59,6 +59,7 @@ from ulmfit_t5.text2text import *
 from ulmfit_t5.portable import open_learner
 import ulmfit_t5.data.sharding # loaders know how to share a batch among processes
 from ulmfit_t5.interpret.attribution import *
+from ulmfit_t5.interpret.captum import *
 from ulmfit_t5.interpret.states import *
 from ulmfit_t5.interpret.attention import *
 from ulmfit_t5.interpret.embeddings import *

@@ -6,8 +6,8 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/core.html.md"""
 
 # %% auto #0
 __all__ = ['data_home', 'cache_home', 'bundled', 'sha256_file', 'stable_hash', 'standing_path', 'atomic_path', 'write_json',
-           'seed_everything', 'bf16_fast', 'default_device', 'keep_freed_memory', 'human', 'n_of', 'seconds',
-           'check_options']
+           'seed_everything', 'bf16_fast', 'cpu_flag', 'default_device', 'keep_freed_memory', 'human', 'n_of',
+           'seconds', 'check_options']
 
 # %% ../nbs/api/00_core.ipynb #5aa88038
 import ctypes,hashlib,json,os,platform,random,re,shutil,sys,tempfile,time
@@ -142,9 +142,10 @@ def bf16_fast(device='cpu') -> bool: # True where bfloat16 matrix products beat 
     if device.type=='cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type!='cpu': return False
     caps = torch.backends.cpu.get_cpu_capability()
-    return ('AVX512' in caps and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_flag('amx_bf16','avx512_bf16'))
+    return ('AVX512' in caps and torch.ops.mkldnn._is_mkldnn_bf16_supported() and cpu_flag('amx_bf16','avx512_bf16'))
 
-def _cpu_flag(*names):
+def cpu_flag(*names) -> bool: # as /proc/cpuinfo spells them
+    "Has this CPU one of the features? Only Linux tells"
     try: flags = Path('/proc/cpuinfo').read_text().split()
     except OSError: return False
     return any(o in flags for o in names)

@@ -23,6 +23,7 @@ import numpy as np,pandas as pd,torch
 from .core import *
 from .data.tokenizer import *
 from .data.batches import *
+from .data.sharding import * # with it loaders share a batch among processes
 from .models.awd_lstm import *
 from .models.losses import *
 from .models.heads import *

@@ -11,7 +11,6 @@ __all__ = ['SyncedNorm', 'synced_norms', 'SeenThrough', 'loss_count', 'check_met
 # %% ../../nbs/api/37c_train.parallel.ipynb #825fe063
 import gc,os,time
 from contextlib import contextmanager
-from importlib import import_module
 import torch,torch.distributed as dist
 from fastai.callback.core import CancelFitException
 from fastai.callback.progress import ProgressCallback
@@ -98,6 +97,10 @@ class AnyDeviceDL(DistributedDL):
         dist.broadcast(t, rank)
         return t.tolist()
 
+def _slices(dl, device):
+    if hasattr(dl, 'make_plan'): raise TypeError(f'a {type(dl).__name__} plans its epochs and does not know yet how to share them: import ulmfit_t5.data.sharding where the learner is made')
+    return AnyDeviceDL(dl, device=device)
+
 # %% ../../nbs/api/37c_train.parallel.ipynb #3a8d74a1
 class EvenTrainer(DistributedTrainer):
     "Trains this process's share of each batch, with the results that the whole batch would have"
@@ -118,7 +121,6 @@ class EvenTrainer(DistributedTrainer):
         self._see_through()
     def _agree(self):
         "Orders follow from the seeds of the first process, and a budget of time is read off its clock"
-        if any(hasattr(o, 'make_plan') for o in self.dls): import_module('ulmfit_t5.data.sharding') # gives loaders of this library `shard`
         for dl in self.dls:
             if hasattr(dl, 'shard'): dl.seed = int(Share(seed=dl.seed).seed[0])
         if hasattr(self.learn, 'time_budget'): self.learn.time_budget.clock = lambda: float(Share(t=time.monotonic()).t[0])
@@ -128,7 +130,7 @@ class EvenTrainer(DistributedTrainer):
     def _flags(self): return [p.requires_grad for pg in self.opt.param_lists for p in pg] # of the optimizer's: FSDP shows the model others while it is whole
     def _wrap_dl(self, dl):
         if getattr(dl, 'shared', False) or isinstance(dl, DistributedDL): return dl
-        if not hasattr(dl, 'shard'): return AnyDeviceDL(dl, device=self.accelerator.device)
+        if not hasattr(dl, 'shard'): return _slices(dl, self.accelerator.device)
         s = dl.shard(rank_distrib(), self.n)
         s.shared = True
         return s
