@@ -71,17 +71,43 @@ def test_the_pictures_outlive_the_kernel(steering):
     b.page.locator('.lm-Menu-item[data-command="kernelmenu:restart"]').click()
     b.page.wait_for_timeout(1000)
     b.page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=WAIT)
-    stay(b)
+    stay(b, STEERING)
     b.end_kernels()
     b.open()
-    stay(b)
+    stay(b, STEERING)
     b.show('bench = ScheduleBench', 'lesson11_6_bench_reopened')
     b.show('panel = learn.cockpit()', 'lesson11_7_reopened')
 
-def stay(b):
-    for text,title in (('panel = learn.cockpit()','Training cockpit'),('bench = ScheduleBench','factor=')):
-        expect(b.after(text)).to_contain_text(title, timeout=WAIT)
-        img = b.after(text).locator('img, svg').first
+STEERING = {'panel = learn.cockpit()':'Training cockpit', 'bench = ScheduleBench':'factor='}
+TRANSFER = {'board2.open(4)':'Layers of TextClassifier', 'both = Replay':'gradual less full', 'ours = board2':'Layers of TextClassifier'} # the last one is live when it is saved
+
+def stay(b, panels):
+    "Pictures stand below cells, with nothing said of widgets that are gone; `panels` has a text of each picture"
+    for src,title in panels.items():
+        expect(b.after(src)).to_contain_text(title, timeout=WAIT)
+        img = b.after(src).locator('img:visible, svg:visible').first
         img.scroll_into_view_if_needed()
-        assert img.evaluate('o => o.tagName!="IMG" || o.complete && o.naturalWidth>0'), f'the picture of {text} cannot be shown'
-    assert 'not found' not in b.page.locator('.jp-Notebook').inner_text()
+        assert img.evaluate('o => o.tagName!="IMG" || o.complete && o.naturalWidth>0'), f'the picture below {src} cannot be shown'
+    expect(b.page.locator('.jp-Notebook .jupyter-widgets', has_text='not found').locator('visible=true')).to_have_count(0)
+
+def test_lesson_10_watches_replays_and_stays(lab, browser):
+    "Its replay follows the keys and its board a click, after all cells have run; its pictures need no kernel"
+    b = Lesson(lab, browser, '10_watching_transfer_happen', {'page = both.export':'ours = board2\nours'})
+    b.run_all()
+    board,both = b.after('ours = board2'),b.after('both = Replay')
+    board.locator('button:has-text("open")').first.click() # top first: the head
+    expect(board).to_contain_text('freeze(group=4): applied before step', timeout=WAIT)
+    expect(board.locator('button:has-text("frozen")').first).to_be_visible(timeout=WAIT)
+    b.show('ours = board2', 'lesson10_1_board')
+    step = lambda: int(re.search(r'step (\d+) of', both.inner_text())[1])
+    both.locator('.noUi-handle').first.focus()
+    at,old = step(),pictures(both)
+    for _ in range(2): b.page.keyboard.press('ArrowLeft')
+    wait_for(lambda: step()<at and pictures(both)!=old, 20, 'the replay did not follow the keys')
+    b.show('both = Replay', 'lesson10_2_replay')
+    b.save()
+    b.end_kernels()
+    b.open()
+    stay(b, TRANSFER)
+    b.show('both = Replay', 'lesson10_3_reopened')
+    b.show('board2.open(4)', 'lesson10_4_board_reopened')

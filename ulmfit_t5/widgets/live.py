@@ -9,6 +9,7 @@ __all__ = ['has_kernel', 'Live', 'Below', 'show_above', 'Panel']
 
 # %% ../../nbs/api/61b_widgets.live.ipynb #9f8d89ad
 import asyncio,threading,uuid
+from fastcore.basics import patch
 from IPython import get_ipython
 from IPython.display import display,update_display
 
@@ -43,10 +44,11 @@ class Live:
         if self.cell_ended not in ip.events.callbacks['post_run_cell']: ip.events.register('post_run_cell', self.cell_ended)
 
     def _put(self, what, how):
-        self.now,pic = what,self.picture()
+        "A picture alone, or a widget and below it, hidden by it, the picture for those who have no kernel"
+        self.now,pic,none = what,self.picture(),{'text/html':'', 'text/plain':''}
         html = {'text/html':pic._repr_html_(), 'text/plain':repr(pic)}
-        view = {} if what is None else what._repr_mimebundle_()
-        how({**html, **view}, raw=True, display_id=self.id)
+        how(html if what is None else {**self._over(what)._repr_mimebundle_(), **none}, raw=True, display_id=self.id)
+        how(none if what is None else self._spare(), raw=True, display_id=f'{self.id}-spare')
 
     def wake(self):
         "A training begins: the widget comes (back) to its place"
@@ -61,6 +63,7 @@ class Live:
     def cell_ended(self, *_):
         self.left = self.used or self.busy() # what was begun in the background goes on
         self.rest()
+        if self.now is not None: update_display(self._spare(), raw=True, display_id=f'{self.id}-spare')
 
     def rest(self):
         "The picture, if the cell has ended and what it began has too"
@@ -77,7 +80,18 @@ class Live:
         try: self.loop.call_soon_threadsafe(go)
         except RuntimeError: self.waiting.discard(f)
 
-# %% ../../nbs/api/61b_widgets.live.ipynb #1ea6e132
+# %% ../../nbs/api/61b_widgets.live.ipynb #4b6a0de4
+@patch
+def _over(self:Live, widget):
+    import ipywidgets as w
+    return w.VBox([widget, w.HTML(f'<style>.u5-{self.id}{{display:none}}</style>', layout=w.Layout(height='0', margin='0'))])
+
+@patch
+def _spare(self:Live):
+    below = Below(self.picture(), f'u5-{self.id}')
+    return {'text/html':below._repr_html_(), 'text/plain':repr(below)}
+
+# %% ../../nbs/api/61b_widgets.live.ipynb #3bef88ee
 class Below:
     "A picture under controls that are gone without a kernel, as `display` takes it"
     GONE = '<style>.jp-OutputArea-child:has(+.jp-OutputArea-child .u5-below)>.jupyter-widgets:not(:has(*)){display:none}</style>'
