@@ -117,21 +117,22 @@ def deaths(a):
 def rows(res, a):
     out = []
     for k in ('lm','classifier'):
+        model = dict(lm='language model').get(k, k)+' in 2 processes'
         one,two,near = (res[o][0][k] for o in ('one process','two processes','one process, last digit changed'))
         for what in ('losses','values'):
             gap,floor = (max(abs(x-y) for x,y in zip(one[what], o[what])) for o in (two,near))
             name = 'loss of a step' if what=='losses' else 'loss of the last epoch, training and validation'
             note = f'{len(one[what])} compared; to reach 0.0001; weights changed in their last digit, 1e-7, make {floor:.1g}'
-            out.append(line(f'{k}: largest difference in a {name}', gap, None, None, '', 'lower', note=note))
-        out.append(line(f'{k}: from the call to the first step', two["first"], None, None, 's', 'lower', note='to reach 20'))
-        out.append(line(f'{k}: balance of work', two['balance'], None, None, 'of 1', note='mean over largest time of a process on its own'))
-        out.append(line(f'{k}: the whole call', two['seconds'], one['seconds'], one['seconds']/two['seconds'], 's', 'lower', 'one process', 'launch included; short on purpose'))
+            out.append(line(f'{model}: largest difference in a {name}', gap, None, None, '', 'lower', note=note))
+        out.append(line(f'{model}: from the call to the first step', two["first"], None, None, 's', 'lower', note='to reach 20'))
+        out.append(line(f'{model}: balance of work', two['balance'], None, None, 'of 1', note='mean over largest time of a process on its own'))
+        out.append(line(f'{model}: the whole call', two['seconds'], one['seconds'], one['seconds']/two['seconds'], 's', 'lower', 'one process', 'launch included; short on purpose'))
     i = res['interrupts'][0]
     out.append(line(f"processes left after {i['n']} interrupts", i['left'], None, None, '', 'lower', note='to reach 0'))
     out.append(line('interrupts in a step that kept what was learned', i['kept'], None, None, f"of {i['in_step']}"))
     for how,r in res['deaths'][0].items():
         what,n = 'its traceback' if how=='error' else 'a sentence that names the signal',len(r['took'])
-        out.append(line(f"seconds from a process's death by {how} to {what}", max(r['took']), None, None, 's', 'lower', note=f'the longest of {n}; to reach 10; the notebook trains on'))
+        out.append(line(f"from a process's death by {how} to {what} in the notebook", max(r['took']), None, None, 's', 'lower', note=f'the longest of {n}; to reach 10; the notebook trains on'))
         out.append(line(f'deaths by {how} that were told with their reason', r['said'], None, None, f'of {n}'))
     return out
 
