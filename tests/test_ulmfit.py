@@ -6,6 +6,8 @@ from fastai.callback.core import Callback
 from fastai.data.block import CategoryBlock,DataBlock,MultiCategoryBlock,RegressionBlock
 from fastai.data.transforms import ColReader,RandomSplitter
 from ulmfit_t5.all import *
+from ulmfit_t5.train.commands import Ticket
+from ulmfit_t5.train.steer import Steering
 
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory):
@@ -208,6 +210,8 @@ _resumed = """import os,signal,sys
 from pathlib import Path
 from fastai.callback.core import Callback
 from ulmfit_t5.all import *
+from ulmfit_t5.train.commands import Ticket
+from ulmfit_t5.train.steer import Steering
 class Die(Callback):
     order,n = 99,0 # after its checkpoint was written
     def after_batch(self):
@@ -388,3 +392,12 @@ def test_a_bundled_model_expects_its_text_in_its_direction(dbpedia, name, step):
         lm.reset()
         with torch.inference_mode(): return loss(lm(ids[:,:-1]), ids[:,1:]).item()
     assert nats(step)<6<7<nats(-step) and math.log(len(s.tok))>9, (nats(step),nats(-step)) # guessing costs 9.2
+
+@pytest.mark.parametrize('at,cut', [(2,'language model: stopped by a command after 2 of 6'),(9,'classifier: stopped by a command after 3 of 6')])
+def test_a_stop_ends_both_stages_and_says_so(at, cut):
+    df = few_shot(load_dataset('dbpedia')['train'], n_per_class=2)
+    dls = TextDataLoaders.from_df(df, valid_pct=.2, bs=8, progress=False)
+    steer = Steering()
+    steer.queue.append(Ticket('stop', {}, at))
+    u = ULMFiT(dls, verbose=False, plan=UnfreezeSchedule.full(5, 2), lm_plan=UnfreezeSchedule.full(5, 3)).fit(cbs=[steer])
+    assert steer.steps_done==at and u.cuts[0].startswith(cut) and (u.learn is None)==(at==2)

@@ -126,6 +126,10 @@ class ULMFiT:
         with torch.device('meta'): lm = language_model(c['model']['vocab_sz'], sizes) # no memory, no numbers
         check_plan(self.lm_plan, 6, len(lm.groups()), 'lm_plan')
 
+# %% ../nbs/api/44_ulmfit.ipynb #44570bed
+def _stopped(learn, cbs): # by a command, see `train.steer`
+    return any(getattr(o, 'halted', False) for o in (getattr(learn, 'steering', None),*(cbs or [])))
+
 # %% ../nbs/api/44_ulmfit.ipynb #4cad267e
 @patch
 def finetune_lm(self:ULMFiT,
@@ -152,9 +156,9 @@ def _run(self:ULMFiT, name, learn, plan, budget, cbs):
     with nullcontext() if self.verbose else learn.no_logging(), nullcontext() if self.verbose else learn.no_bar(): learn.fit_unfreeze(plan, cbs=cbs)
     if clock: self.took[name] = clock.elapsed
     total,done = len(plan.rates(len(learn.dls.train))),len(learn.group_rates)
-    if done<total:
-        self.cuts.append(f'{name}: {done:,} of {total:,} planned steps fitted into {seconds(budget):.0f} s; each stage kept its share of them')
-        self.say('cut:', self.cuts[-1])
+    if _stopped(learn, cbs): self.cuts.append(f'{name}: stopped by a command after {done:,} of {total:,} planned steps')
+    elif done<total: self.cuts.append(f'{name}: {done:,} of {total:,} planned steps fitted into {seconds(budget):.0f} s; each stage kept its share of them')
+    if done<total: self.say('cut:', self.cuts[-1])
 
 @patch
 def finetune_classifier(self:ULMFiT,
@@ -180,7 +184,10 @@ def fit(self:ULMFiT,
     "All stages"
     start,budget = time.time(),seconds(budget)
     if budget is not None and not budget>0: raise ValueError(f"a budget of {budget:g} s trains nothing: give more, such as '3min', or None for the whole of the plans")
-    self.finetune_lm(budget and budget*lm_share, cbs)
+    lm = self.finetune_lm(budget and budget*lm_share, cbs)
+    if _stopped(lm, cbs):
+        self.say('stopped, and so there is no classifier: finetune_classifier() goes on with what the language model has learnt')
+        return self
     took = max(time.time()-start, self.took.get('language model', 0)) # of a stage that is gone on with, all of its time
     self.finetune_classifier(budget and max(budget-took, .1*budget), cbs)
     self.say(f'{time.time()-start:.0f} s in all')
