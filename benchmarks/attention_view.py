@@ -1,6 +1,7 @@
 """Bytes of the picture of a T5's attention, ours with the few largest weights of each row against bertviz's full matrices, compact T5, inputs of up
 to 512 tokens and an answer of 64. bertviz's picture is also nothing without its CDN (require.js, jQuery, d3); where it is not installed its payload is counted
-as it writes it: one JSON number for each weight."""
+as it writes it: one JSON number for each weight. Its users report that T5 crashes a notebook at more than a few sentences (its issue 74) and that nothing loads any
+more towards 512 tokens (its issue 82, where its author answers that it is meant for short texts); here only the bytes are counted."""
 import json,time
 from common import line,parser,write
 
@@ -48,7 +49,7 @@ def main():
         x,y = texts(tok, n, 8 if a.quick else 64)
         size,took,kept = ours(model, tok, x, y, a.top)
         theirs,slow,who = bertviz(model, tok, x, y)
-        note = f'{a.top} weights of a row, {kept:.0%} of the weight of random weights; an answer of {len(y)} tokens'
+        note = f'{a.top} weights of a row, {kept:.0%} of the weight of random weights; an answer of {len(y)} tokens' + ('; at this length its users see nothing load (bertviz issue 82)' if n==512 else '')
         rows.append(line(f'picture of the attention to {n} tokens', size, theirs, theirs/size, 'bytes', 'lower', who, note))
     rows.append(line(f'time to make the picture of {n} tokens', took, slow, slow/took, 's', 'lower', who, 'ours with the pass of the model, the peer without'))
     write('attention_view', a, rows, time.time()-began)
