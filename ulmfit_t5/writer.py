@@ -268,6 +268,19 @@ def predict(self:TextWriter, text, # a text or a row of the task, or a list of t
     labels = self.labels_of(labels)
     return [labels[i] for i in self.score(texts, labels, dtype).argmax(1)]
 
+# %% ../nbs/api/45b_writer.ipynb #5b130a94
+@patch
+def pair_ids(self:TextWriter, text, # a text, or a row of the task
+    target: str|None=None # an answer; what the model writes by default
+) -> tuple: # ids of the input and of the answer, int64, each with its end
+    "One input and one answer as the model reads them; raises TypeError for what is no text, ValueError where there is none"
+    if not isinstance(text, (str,dict)): raise TypeError(f'{text!r:.60} is not one text: give a text or a row of the task')
+    if not isinstance(target, str|None): raise TypeError(f'target={target!r:.60} is no text: give the answer to ask about, or None for what the model writes')
+    if target is not None and not target.strip(): raise ValueError(f'target={target!r} is empty: give the answer to ask about, or None for what the model writes')
+    rows,answer = self._rows(self.inputs([text]))[0],self.predict(text) if target is None else target
+    if not answer.strip(): raise ValueError('the model writes nothing for this text: give the answer to ask about as target=')
+    return tuple(np.asarray(o, dtype=np.int64) for o in (rows[0],encode_targets(self.tok, [answer])[0]))
+
 # %% ../nbs/api/45b_writer.ipynb #45b0001a
 @patch
 def answer(self:TextWriter, ex: Examples, # of a task

@@ -50,8 +50,9 @@ class SpecialIds:
         out = np.full(self.vocab_sz, -1)
         out[self.sentinels] = np.arange(len(self.sentinels))
         return out
-    def names(self, ids, vocab) -> list: # pieces, sentinels as `<extra_id_k>`
-        return [f'<extra_id_{self.number[i]}>' if self.number[i]>=0 else vocab[i] for i in map(int, ids)]
+    def names(self, ids, vocab) -> list: # pieces, sentinels as `<extra_id_k>`, what a model has beyond both as `<id>`
+        number = lambda i: self.number[i] if i<self.vocab_sz else -1
+        return [f'<extra_id_{number(i)}>' if number(i)>=0 else vocab[i] if i<len(vocab) else f'<{i}>' for i in map(int, ids)]
 
 # %% ../../nbs/api/16_data.objectives.ipynb #4f09cdeb
 def _select(ids, keep, off):

@@ -9,16 +9,17 @@ __all__ = ['ATTENTION_SIDES', 'TopK', 'attention_weights', 'watch_attention', 'a
            'AttentionView', 'attention_view', 'plot_attention', 'bias_curves', 'plot_bias']
 
 # %% ../../nbs/api/53_interpret.attention.ipynb #4ed390a3
-import base64,html,json
+import base64,html,json,math
 from contextlib import contextmanager
 from typing import NamedTuple
 import numpy as np,torch
 from torch import Tensor
+from fastcore.basics import patch
 
 # %% ../../nbs/api/53_interpret.attention.ipynb #c0a3a5b5
+from ..core import n_of
 from ..models.attention import Attention,RelativeBias,segments_of
 from ..models.t5 import T5
-from ..pairs import encode_targets
 from ..text2text import Text2TextLearner
 from ..writer import TextWriter
 
@@ -71,7 +72,8 @@ def attention_of(model: T5, inputs: Tensor, # (t) ids
     targets: Tensor|None=None, # (u) ids of the answer; needed where there is a decoder
     top: int|None=8 # weights of each row to keep; None for all
 ) -> dict: # 'encoder', 'decoder', 'cross' -> `TopK`, as far as the model has them; 'row' where it is one stack
-    "Attention of every layer and head for one pair of texts; raises ValueError where an answer is needed"
+    "Attention of every layer and head for one pair of texts; raises ValueError where an answer is needed, or for no weight of a row"
+    if top is not None and top<1: raise ValueError(f'top={top} weights of each row: give 1 or more, or None for all')
     if targets is None and model.decoder is not None: raise ValueError('this T5 has a decoder: give the ids of an answer as targets')
     enc,dec = ([] if s is None else s.blocks for s in (model.encoder,model.decoder))
     sides = dict(encoder=[b.attn for b in enc], decoder=[b.attn for b in dec], cross=[b.cross for b in dec]) if enc else dict(row=[b.attn for b in dec])
@@ -122,9 +124,15 @@ for(const o of[S,L,H])o.addEventListener('change',()=>{if(o==S)at=0;focus();show
 
 def _spans(names, looks=()):
     "Tokens; `looks` are styles for them, so that something is to be seen where no script runs"
+    alone = ('xx','<extra_id_') # marks, and sentinels
     faint = lambda o: ';opacity:.5' if o.startswith('xx') else ''
-    space = lambda i,o: ' ' if i and (o.startswith(('▁','xx')) or names[i-1].startswith('xx')) else ''
+    space = lambda i,o: ' ' if i and (o.startswith(('▁',*alone)) or names[i-1].startswith(alone)) else ''
     return ''.join(f'{space(i, o)}<span data-i="{i}" style="padding:1px 0;border-radius:3px{faint(o)}{looks[i] if len(looks) else ""}">{html.escape(o.replace("▁", "") or "·")}</span>' for i,o in enumerate(names))
+
+# %% ../../nbs/api/53_interpret.attention.ipynb #8e6ba2cf
+def _place(name, i, n): # negative from the end
+    if not isinstance(i, (int,np.integer)) or not -n<=i<n: raise ValueError(f'{name}={i!r} is not there: give a number from 0 to {n-1}, or from -{n} to -1 to count from the end')
+    return int(i)%n
 
 # %% ../../nbs/api/53_interpret.attention.ipynb #5a0e8e50
 class AttentionView:
@@ -136,9 +144,12 @@ class AttentionView:
         at: int|None=None # place of the token that is shown first; by default the first, and in one row what writes the first of the answer
     ):
         self.sides,self.read,self.wrote = sides,list(read),list(wrote)
-        self.side = side or ('cross' if 'cross' in sides else next(iter(sides)))
-        if self.side not in sides: raise ValueError(f"side={self.side!r} is not there: choose one of {', '.join(sides)}")
-        self.at = at if at is not None else len(self.read)*(self.side=='row')
+        self.side = 'cross' if 'cross' in sides else next(iter(sides))
+        self.side = self._side(side)
+        self.at = len(self.read)*(self.side=='row') if at is None else _place('at', at, self.sides[self.side].idx.shape[2])
+    def _side(self, side): # as asked for, or the one shown first
+        if side is not None and side not in self.sides: raise ValueError(f"side={side!r} is not there: choose one of {', '.join(self.sides)}")
+        return side or self.side
     def __repr__(self):
         return 'AttentionView: '+', '.join(f"{k} {v.idx.shape[0]} layers of {v.idx.shape[1]} heads, {v.kept:.0%} of the weight kept" for k,v in self.sides.items())
     def names(self, side: str) -> tuple: # pieces that look, pieces that are looked at
@@ -151,10 +162,11 @@ class AttentionView:
         head: int|None=None, # None for the mean over heads
         k: int=5 # tokens
     ) -> list: # (piece, weight)
-        "What a token looks at most"
-        a = self.sides[side or self.side]
-        w = a.dense()[layer,:,at] if head is None else a.dense()[layer,[head],at]
-        names,w = self.names(side or self.side)[1],w.mean(0)
+        "What a token looks at most; raises ValueError for a place, a side, a layer or a head that is not there"
+        a = self.sides[side := self._side(side)]
+        l,h,q = (_place(*o) for o in zip(('layer','head','at'), (layer,head or 0,at), a.idx.shape))
+        names,w = self.names(side)[1],a.dense()[l,:,q]
+        w = w.mean(0) if head is None else w[h]
         return [(names[i],float(w[i])) for i in np.argsort(-w, kind='stable')[:k] if w[i]>0]
     def _still(self):
         names = self.names(self.side)[0]
@@ -180,22 +192,29 @@ class AttentionView:
         data = json.dumps({k:pack_topk(v) for k,v in self.sides.items()}, separators=(',',':'))
         return (f'<div style="max-width:70em"><div class="u5-ctl" style="display:none;margin-bottom:.3em">{ctl}</div><div class="u5-say" data-at="{self.at}" style="margin:.2em 0" aria-live="polite">{self._still()}</div>'
             + block('u5-read', 'read', self.read)+block('u5-wrote', 'written', self.wrote)
-            + f'<script type="application/json" class="u5-data">{data}</script><script>{_JS}</script></div>')
+            + f'<div style="font-size:.8em;opacity:.7;margin-top:.3em">{self.kept()}</div><script type="application/json" class="u5-data">{data}</script><script>{_JS}</script></div>')
+
+# %% ../../nbs/api/53_interpret.attention.ipynb #94418417
+@patch
+def kept(self:AttentionView) -> str: # a sentence
+    "How much of the attention is in the picture"
+    whole = all(v.idx.shape[-1]==v.n for v in self.sides.values())
+    shares = ', '.join(f'{math.floor(1000*min(v.kept, 1)+1e-3)/10:g} % where the {ATTENTION_SIDES[k]}' for k,v in self.sides.items())
+    most = max(v.idx.shape[-1] for v in self.sides.values())
+    return 'All of the attention is shown.' if whole else f'Shown are the {n_of(most, "largest weight")} of each token in each head: for this text, of the attention {shares}.'
 
 # %% ../../nbs/api/53_interpret.attention.ipynb #b4eda8cb
 def attention_view(writer: TextWriter, # or a `Text2TextLearner`
     text, # a text, or a row of the task
     target: str|None=None, # an answer; what the model writes by default
-    top: int=8, # weights of each row to keep
+    top: int|None=8, # weights of each row to keep; None for all
     **kwargs # `side`, `at` of `AttentionView`
 ) -> AttentionView:
-    "What a T5 looks at while it reads a text and writes an answer"
+    "What a T5 looks at while it reads a text and writes an answer; raises what `pair_ids`, `attention_of` and `AttentionView` raise"
     if isinstance(writer, Text2TextLearner): writer = writer.writer()
-    tok,t = writer.tok,writer.predict(text) if target is None else target
-    if not t.strip(): raise ValueError('the model writes nothing for this text: give an answer as target=')
-    x,y = (np.asarray(o, dtype=np.int64) for o in (writer._rows(writer.inputs([text]))[0][0],encode_targets(tok, [t])[0]))
-    sides = attention_of(writer.model, torch.as_tensor(x, device=writer.device), torch.as_tensor(y, device=writer.device), top)
-    return AttentionView(sides, tok.pieces(x), tok.pieces(y), **kwargs)
+    x,y = writer.pair_ids(text, target)
+    sides = attention_of(writer.model, *(torch.as_tensor(o, device=writer.device) for o in (x,y)), top)
+    return AttentionView(sides, *(writer.sp.names(o, writer.tok.vocab) for o in (x,y)), **kwargs)
 
 # %% ../../nbs/api/53_interpret.attention.ipynb #13fd6063
 def plot_attention(v: AttentionView, side: str|None=None, # one of its sides
@@ -203,15 +222,16 @@ def plot_attention(v: AttentionView, side: str|None=None, # one of its sides
     head: int|None=None, # None for the mean over heads
     ax=None # matplotlib axes to draw on
 ):
-    "Heat map of the kept weights of a layer; returns the axes"
+    "Heat map of the kept weights of a layer; returns the axes; raises ValueError for a side, a layer or a head that is not there"
     import matplotlib.pyplot as plt
-    side = side or v.side
-    w = v.sides[side].dense()[layer]
-    w,(rows,cols) = w.mean(0) if head is None else w[head],v.names(side)
+    a = v.sides[side := v._side(side)]
+    layer,h = (_place(*o) for o in zip(('layer','head'), (layer,head or 0), a.idx.shape))
+    w,(rows,cols) = a.dense()[layer],v.names(side)
+    w = w.mean(0) if head is None else w[h]
     ax = ax or plt.subplots(figsize=(max(4., 1.6+.25*len(cols)),max(2.2, 1.2+.25*len(rows))), layout='constrained')[1]
     im = ax.imshow(w, cmap='cividis', vmin=0, vmax=max(w.max(), 1e-6), aspect='auto')
     clean = lambda xs: [o.replace('▁', '') or '▁' for o in xs]
-    ax.set(xticks=range(len(cols)), yticks=range(len(rows)), title=f"{ATTENTION_SIDES[side]}, layer {range(len(v.sides[side].idx))[layer]+1}, {'all heads' if head is None else f'head {head+1}'}")
+    ax.set(xticks=range(len(cols)), yticks=range(len(rows)), title=f"{ATTENTION_SIDES[side]}, layer {layer+1}, {'all heads' if head is None else f'head {h+1}'}")
     ax.set_xticklabels(clean(cols), rotation=70, ha='right', rotation_mode='anchor', fontsize=9)
     ax.set_yticklabels(clean(rows), fontsize=9)
     ax.figure.colorbar(im, ax=ax, label='weight', pad=.01)
@@ -221,7 +241,8 @@ def plot_attention(v: AttentionView, side: str|None=None, # one of its sides
 def bias_curves(bias: RelativeBias, # `model.encoder.bias` or `model.decoder.bias`
     reach: int=128 # greatest distance
 ) -> tuple: # distances (n), biases (h n)
-    "What is added to the score of a key at each distance, negative before the query"
+    "What is added to the score of a key at each distance, negative before the query; raises TypeError for what is no `RelativeBias`"
+    if not isinstance(bias, RelativeBias): raise TypeError(f'{type(bias).__name__} is no RelativeBias: give the one of a stack, model.encoder.bias or model.decoder.bias')
     rel = torch.arange(-reach, reach+1 if bias.bidirectional else 1, device=bias.weight.device)
     with torch.no_grad(): return rel.cpu().numpy(),bias.distances(rel).float().cpu().numpy()
 
@@ -229,10 +250,10 @@ def plot_bias(bias: RelativeBias, # `model.encoder.bias` or `model.decoder.bias`
     reach: int=128, # greatest distance
     ax=None # matplotlib axes to draw on
 ):
-    "A curve for each head over the distance, on a scale that opens up near zero; returns the axes"
+    "A curve for each head over the distance, on a scale that opens up near zero; returns the axes; raises what `bias_curves` raises"
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6.4,2.8), layout='constrained')[1]
     x,ys = bias_curves(bias, reach)
+    ax = ax or plt.subplots(figsize=(6.4,2.8), layout='constrained')[1]
     colours = '#0072B2','#D55E00','#009E73','#CC79A7','#E69F00','#56B4E9','#000000'
     for i,y in enumerate(ys): ax.step(x, y, where='mid', color=colours[i%7], ls=('-','--','-.',':')[i//7%4], lw=1.6, label=f'head {i+1}')
     ax.set_xscale('symlog', linthresh=8, linscale=1.5)

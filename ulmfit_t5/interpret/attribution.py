@@ -19,12 +19,13 @@ from torch import nn,Tensor
 from fastcore.basics import patch
 
 # %% ../../nbs/api/51_interpret.attribution.ipynb #90283203
+from ..core import n_of
+from ..data.objectives import SpecialIds
 from .words import *
 from ..models.heads import BiClassifier,DocumentEncoder
 from ..models.t5 import T5
 from ..inference import TextPredictor
 from ..learner import ClassifierLearner
-from ..pairs import encode_targets
 from ..writer import TextWriter
 from ..text2text import Text2TextLearner
 
@@ -101,7 +102,8 @@ def integrated_gradients(p: Probe, # what is asked
     most: int=128, # points at which to give up
     at_once: int=4096 # tokens in a call
 ) -> Shares:
-    "Shares that sum to the change of the answer (Sundararajan et al. 2017); `gap` tells how well"
+    "Shares that sum to the change of the answer (Sundararajan et al. 2017); `gap` tells how well; raises ValueError for less than a point"
+    if not isinstance(steps, (int,np.integer)) or steps<1: raise ValueError(f'steps={steps!r}: an integral needs points, give 1 or more')
     x,w = np.polynomial.legendre.leggauss(steps)
     value,base = p.ends()
     total,k = 0.,max(1, at_once//len(p.ids))
@@ -137,6 +139,8 @@ def baseline_rows(embed: nn.Embedding, ids: Tensor, # (t)
     "The vectors of the empty text; raises ValueError for a baseline that is not known"
     if isinstance(kind, str) and kind not in BASELINES: raise ValueError(f"baseline={kind!r} is not known: choose one of {', '.join(BASELINES)}, or give the id of a token")
     w = embed.weight.detach()
+    if not isinstance(kind, str) and not (isinstance(kind, (int,np.integer)) and 0<=kind<len(w)):
+        raise ValueError(f"baseline={kind!r} is no token: give an id from 0 to {len(w)-1}, or one of {', '.join(BASELINES)}")
     row = torch.zeros_like(w[0]) if kind=='zero' else w.mean(0) if kind=='mean' else w[unk_id if kind=='unk' else int(kind)]
     return torch.where(keep[:,None], w[ids], row)
 
@@ -155,10 +159,11 @@ def classifier_probe(pred: TextPredictor, # a classifier, forward, backward or b
     target: int, # number of the output
     baseline='zero' # see `baseline_rows`
 ) -> Probe:
-    "The log-odds of a label, or a value of a regression, as a function of the words; raises ValueError for an empty text"
+    "The log-odds of a label, or a value of a regression, as a function of the words; raises ValueError for an empty text, TypeError for what is none"
+    if not isinstance(text, str): raise TypeError(f'{text!r:.60} is not one text: give a string')
+    if not text.strip(): raise ValueError(f'{text!r} has no words to explain: give a text that says something')
     model,dev = pred.model,next(pred.model.parameters()).device
     ids = torch.as_tensor(np.asarray(pred.encode(text)[0], dtype=np.int64), device=dev)
-    if not len(ids): raise ValueError('the text has no tokens: give one that says something')
     n_special,t = 9,len(ids)
     at = torch.arange(t, device=dev)
     ways = [(model.fwd,at),(model.bwd,at.flip(0))] if isinstance(model, BiClassifier) else [(model,at)] # and when each token is read
@@ -224,7 +229,7 @@ def _attribution(p, tok, names, method, unit, reverse=False, **kwargs):
     s,ids,method = f(p, **kwargs),p.ids.cpu().numpy(),getattr(f, '__name__', str(f))
     scores,ids = (s.scores[::-1],ids[::-1]) if reverse else (s.scores,ids)
     groups = word_groups(tok, ids)
-    pieces = [(tok.vocab[int(i)] if int(i)<len(tok.vocab) else f'<{int(i)}>',o) for i,o in zip(ids, scores)]
+    pieces = [(n,o) for n,o in zip(SpecialIds.of(tok).names(ids, tok.vocab), scores)]
     off = abs(s.gap.sum())>.05*max(abs((s.value-s.base).sum()), .1*abs(s.scores).sum()+.01)
     note = f'{s.steps} points of the integral are too few: {s.gap.sum():+.3g} is missing' if off and method=='integrated_gradients' else ''
     sums = [float(o.sum()) for o in (s.value,s.base,s.gap)]
@@ -236,12 +241,13 @@ def explain_classifier(pred: TextPredictor, text: str,
     baseline='zero', # see `baseline_rows`
     **kwargs # of the method: `steps`, `tol`, `most`
 ) -> Attribution:
-    "What each word adds to an answer; raises ValueError for a label, a method or a baseline that there is not"
+    "What each word adds to an answer; raises ValueError for a label, a method or a baseline that there is not, or for a text without words"
     labels = pred.labels or ['value']
     if target is None: target = int(pred.logits([text])[0].argmax()) if pred.task!='regression' else 0
     if not isinstance(target, (int,np.integer)):
         if target not in labels: raise ValueError(f"there is no label {target!r}: choose one of {', '.join(map(str, labels))}")
         target = labels.index(target)
+    if not 0<=target<len(labels): raise ValueError(f"target={target}, but this classifier has {n_of(len(labels), 'output')}: give a number from 0 to {len(labels)-1}, or a label")
     p = classifier_probe(pred, text, target, baseline)
     res = _attribution(p, pred.tok, [str(labels[target])], method, 'value' if pred.task=='regression' else 'log-odds', pred.backwards, **kwargs)
     docs = [m for m in pred.model.modules() if isinstance(m, DocumentEncoder)]
@@ -257,13 +263,10 @@ def explain_t5(writer: TextWriter, text, # a text, or a row of the task
     baseline='unk', # see `baseline_rows`
     **kwargs # of the method: `steps`, `tol`, `most`
 ) -> Attribution:
-    "What each word of the input adds to the log-probability of each token of an answer; raises ValueError where input or answer becomes no token"
-    if target is None: target = writer.predict(text)
-    if not target.strip(): raise ValueError('the model writes nothing for this text: give the answer to ask about as target=')
-    both = writer._rows(writer.inputs([text]))[0][0],encode_targets(writer.tok, [target])[0]
-    ids,y = (torch.as_tensor(np.asarray(o, dtype=np.int64), device=writer.device) for o in both)
+    "What each word of the input adds to the log-probability of each token of an answer; raises what `pair_ids` raises"
+    ids,y = (torch.as_tensor(o, device=writer.device) for o in writer.pair_ids(text, target))
     keep = (ids<9)&(ids!=writer.tok.unk_id) if writer.tok.vocab[0]=='xxunk' else ids==writer.tok.eos_id
-    names = [o.replace('▁', '') or '▁' for o in writer.tok.pieces(y.tolist())]
+    names = [o.replace('▁', '') or '▁' for o in writer.sp.names(y.tolist(), writer.tok.vocab)]
     return _attribution(t5_probe(writer.model, ids, y, keep, baseline, writer.tok.unk_id), writer.tok, names, method, 'log-probability', **kwargs)
 
 # %% ../../nbs/api/51_interpret.attribution.ipynb #90635c88

@@ -13,6 +13,7 @@ import numpy as np,pandas as pd,torch
 from torch import Tensor,nn
 
 # %% ../../nbs/api/52a_interpret.embeddings.ipynb #cd71dd02
+from ..data.objectives import SpecialIds
 from ..models.checkpoint import load_artefact
 from ..artefacts import model_path
 
@@ -32,42 +33,56 @@ def embedding_of(o # matrix, `nn.Embedding`, model, predictor, learner, or name 
     return torch.as_tensor(o).detach().float().cpu().clone()
 
 # %% ../../nbs/api/52a_interpret.embeddings.ipynb #5f288b30
+def _words(words): return [words] if isinstance(words, str) else list(words)
+
+def _pieces(emb, tok): # (V d), rows of sentinels left out
+    if len(emb)<len(tok.vocab): raise ValueError(f'there are {len(emb):,} vectors for {len(tok.vocab):,} pieces: give the tokenizer that the model was trained with')
+    return emb[:len(tok.vocab)]
+
 def word_vectors(emb: Tensor, # (V d)
     tok, # tokenizer
-    words # strings
+    words # strings, or one
 ) -> Tensor: # (n d)
     "A vector for each word: its piece's, or the mean of its pieces; raises ValueError for a word without a piece of its own"
+    words = _words(words)
     ids = [[i for i in tok.encode(w) if i!=tok.unk_id and i>8] for w in words]
     odd = next((w for w,i in zip(words, ids) if not i), None)
     if odd is not None: raise ValueError(f'{odd!r} has no piece in this vocabulary: give another word')
     return torch.stack([emb[i].mean(0) for i in ids])
 
+# %% ../../nbs/api/52a_interpret.embeddings.ipynb #7146174a
 def neighbours(emb, # whatever `embedding_of` takes
     tok, # tokenizer
-    words, # strings
+    words, # strings, or one
     k: int=6, # neighbours of each
     whole: bool=True # only pieces that begin a word
 ) -> dict: # word -> list of (piece, cosine), nearest first
-    "The nearest pieces of the vocabulary"
-    e = embedding_of(emb)
+    "The nearest pieces of the vocabulary; raises ValueError for more than there are, or another vocabulary"
+    e,words = _pieces(embedding_of(emb), tok),_words(words)
     mean = e.mean(0)
     unit = torch.nn.functional.normalize(e-mean, dim=1)
     sim = torch.nn.functional.normalize(word_vectors(e, tok, words)-mean, dim=1)@unit.T # (n V)
     ok = torch.tensor([i>8 and (not whole or v.startswith('▁') and len(v)>2 or '▁' not in tok.vocab[9:]) for i,v in enumerate(tok.vocab)])
     sim = sim.masked_fill(~ok, -2)
     for row,w in zip(sim, words): row[[i for i in tok.encode(w) if i>8]] = -2 # not itself
+    most = int((sim>-2).sum(1).min())
+    if not 1<=k<=most: raise ValueError(f'k={k} neighbours are not there: give 1 to {most:,}'+', or whole=False, which takes in pieces that begin no word'*whole)
     v,i = sim.topk(k, dim=1)
     return {w:[(tok.vocab[j].replace('▁', ''),float(s)) for j,s in zip(a.tolist(), b.tolist())] for w,a,b in zip(words, i, v)}
 
 # %% ../../nbs/api/52a_interpret.embeddings.ipynb #09a2fb61
+def _both(before, after):
+    a,b = embedding_of(before),embedding_of(after)
+    if a.shape!=b.shape: raise ValueError(f'vectors {tuple(a.shape)} before and {tuple(b.shape)} after: compare models of one vocabulary and width')
+    return a,b
+
 def compare_neighbours(before, after, # whatever `embedding_of` takes
     tok, # tokenizer of both
-    words, # strings
+    words, # strings, or one
     k: int=6 # neighbours of each
 ) -> pd.DataFrame: # word, before, after, moved; neighbours that are new or gone in brackets
     "Neighbours of words before and after; raises ValueError for matrices of different sizes"
-    a,b = embedding_of(before),embedding_of(after)
-    if a.shape!=b.shape: raise ValueError(f'vectors {tuple(a.shape)} before and {tuple(b.shape)} after: compare models of one vocabulary and width')
+    (a,b),words = _both(before, after),_words(words)
     na,nb = (neighbours(e, tok, words, k) for e in (a,b))
     def line(own, other):
         there = {w for w,_ in other}
@@ -79,9 +94,8 @@ def most_moved(before, after, # whatever `embedding_of` takes
     tok, # tokenizer of both
     k: int=10 # pieces
 ) -> pd.DataFrame: # piece, moved: the length of the way over that of the vector before
-    "The pieces that fine-tuning moved most"
-    a,b = embedding_of(before),embedding_of(after)
-    if a.shape!=b.shape: raise ValueError(f'vectors {tuple(a.shape)} before and {tuple(b.shape)} after: compare models of one vocabulary and width')
+    "The pieces that fine-tuning moved most, sentinels of a T5 among them"
+    a,b = _both(before, after)
     d = ((b-a).norm(dim=1)/a.norm(dim=1).clamp(min=1e-6)).numpy()
     idx = np.argsort(-d, kind='stable')[:k]
-    return pd.DataFrame(dict(piece=tok.pieces(idx), moved=d[idx]))
+    return pd.DataFrame(dict(piece=SpecialIds.of(tok).names(idx, tok.vocab), moved=d[idx]))

@@ -54,17 +54,24 @@ class Interpretation:
         return ', '.join(l for l,on in zip(self.labels, np.asarray(o)) if on) or '(none)'
 
 # %% ../../nbs/api/54_interpret.errors.ipynb #9ffd2b81
+def _classifier(o, *kinds):
+    if not isinstance(o, kinds): raise TypeError(f'{type(o).__name__} does not answer texts with labels: give {" or ".join(k.__name__ for k in kinds)}; '
+        'for a T5 that answers with labels, Interpretation(texts, targs, writer.score(writer.inputs(texts), labels), labels)')
+    return o.predictor() if isinstance(o, ClassifierLearner) else o
+
 def _of_ids(pred, rows, **kwargs):
     "Raw answers for ids, which need not be tokenised again"
     own = copy(pred)
     own.encode = lambda o: o
     return own.logits(rows, **kwargs)
 
+# %% ../../nbs/api/54_interpret.errors.ipynb #bb8f8bd7
 @patch(cls_method=True)
 def from_learner(cls:Interpretation, learn: ClassifierLearner, ds_idx: int=1 # 0 for training texts, 1 for validation
 ) -> Interpretation:
-    "Answers for the texts of a learner; raises ValueError where they have no labels"
-    ds,pred = learn.dls[ds_idx].ds,learn.predictor()
+    "Answers for the texts of a learner; raises TypeError for one that is no classifier, ValueError where there are no labels"
+    pred = _classifier(learn, ClassifierLearner)
+    ds = learn.dls[ds_idx].ds
     if not isinstance(ds, TextDataset): raise ValueError('these loaders do not keep their texts: give a table to Interpretation.from_table')
     if ds.y is None: raise ValueError('these texts have no labels: give labelled ones')
     rows = [np.asarray(ds[i][0]) for i in range(len(ds))]
@@ -77,8 +84,8 @@ def from_table(cls:Interpretation, pred, # `TextPredictor`, or a `ClassifierLear
     text_col: str='text', # column of texts
     label_col: str='label' # column of labels
 ) -> Interpretation:
-    "Answers for the texts of a table; raises ValueError for labels that the classifier does not have"
-    pred = pred.predictor() if isinstance(pred, ClassifierLearner) else pred
+    "Answers for the texts of a table; raises TypeError for what is no classifier, ValueError for labels that it does not have"
+    pred = _classifier(pred, TextPredictor, ClassifierLearner)
     if pred.task!='single': raise ValueError(f'a table has one label a text, and this is a {pred.task} task: make an Interpretation with targs')
     index = {str(l):i for i,l in enumerate(pred.labels)}
     odd = sorted(set(df[label_col].astype(str))-set(index))
@@ -102,19 +109,25 @@ class HtmlPage:
     def __repr__(self): return self.text
     def _repr_html_(self): return self.html
 
+def _coloured_text(pred, text, answer, max_words, kwargs):
+    if not text.strip(): return '<i style="opacity:.7">a text without words</i>'
+    a = explain_classifier(pred, text, answer, **kwargs)
+    a.words,a.scores = a.words[:max_words],a.scores[:max_words]
+    return a.text_html()+(f'<div style="font-size:.8em;opacity:.7">{html.escape(a.note)}</div>' if a.note else '')
+
 @patch
 def show_top_losses(self:Interpretation, k: int=5, # texts
     max_words: int=120, # of each text
-    **kwargs # of `explain_classifier`
+    **kwargs # of `explain_classifier`, such as `tol=.02, most=128` for shares that are more exact than colours show
 ) -> HtmlPage:
     "The worst texts, with the words coloured that spoke for the answer; raises ValueError where there is nothing to explain with"
     if self.pred is None: raise ValueError('there is no predictor to explain with: use from_learner or from_table, or top_losses for the bare table')
+    if kwargs.get('method', 'integrated_gradients')=='integrated_gradients': kwargs = dict(tol=.1, most=32)|kwargs
     rows,top = [],self.top_losses(k)
     for i,r in top.iterrows():
-        a = explain_classifier(self.pred, r.text, int(self.probs[i].argmax()), **kwargs)
-        a.words,a.scores = a.words[:max_words],a.scores[:max_words]
+        text = _coloured_text(self.pred, r.text, int(self.probs[i].argmax()), max_words, kwargs)
         head = f'<b>{html.escape(r.answer)}</b> {r.prob:.2f}, but it is <b>{html.escape(r.true)}</b>' if self.wrong[i] else f'<b>{html.escape(r.true)}</b>, {r.prob:.2f} sure'
-        rows.append(f'<div style="margin:.7em 0;padding-left:.7em;border-left:3px solid #8886"><div>{head} <span style="opacity:.7">loss {r.loss:.2f}</span></div>{a.text_html()}</div>')
+        rows.append(f'<div style="margin:.7em 0;padding-left:.7em;border-left:3px solid #8886"><div>{head} <span style="opacity:.7">loss {r.loss:.2f}</span></div>{text}</div>')
     lines = (f'{r.answer} {r.prob:.2f}, but it is {r.true} (loss {r.loss:.2f}): {r.text[:90]}' for r in top.itertuples())
     return HtmlPage(f'<div style="max-width:60em">{"".join(rows)}</div>', '\n'.join(lines))
 

@@ -10,18 +10,22 @@ __all__ = ['FOR', 'AGAINST', 'word_groups', 'tinted', 'coloured']
 # %% ../../nbs/api/51a_interpret.words.ipynb #8ef809dc
 import html
 
+# %% ../../nbs/api/51a_interpret.words.ipynb #74cd86e1
+from ..data.objectives import SpecialIds
+
 # %% ../../nbs/api/51a_interpret.words.ipynb #144af41a
 _JOINS = ('xxmaj','xxup','xxrep','xxwrep') # marks that belong to what follows
+_ALONE = ('xx','<extra_id_') # what begins so is no piece of a word
 
 def word_groups(tok, # tokenizer
     ids # of a text, in reading order
 ) -> list: # of (word, slice of the ids); marks that are no words keep their name
     "A text's words and their places"
     subword,out,begin = any(v.startswith('▁') for v in tok.vocab),[],0
-    names = [tok.vocab[int(i)] if int(i)<len(tok.vocab) else f'<{int(i)}>' for i in ids]
+    names = SpecialIds.of(tok).names(ids, tok.vocab)
     for i,v in enumerate(names):
         after = names[i+1] if i+1<len(names) else None
-        ends = after is None or not subword or after.startswith('▁') or after.startswith('xx') or v.startswith('xx')
+        ends = after is None or not subword or after.startswith(('▁',*_ALONE)) or v.startswith(_ALONE)
         if v in _JOINS and after is not None or not ends: continue
         out.append((tok.decode([int(o) for o in ids[begin:i+1] if int(o)<len(tok.vocab)]).strip() or ''.join(names[begin:i+1]), slice(begin, i+1)))
         begin = i+1
