@@ -40,7 +40,7 @@ def t5():
     return learn,dict(plan=1, lr=1e-2)
 
 out = {}
-for f in (lm,classifier,t5):
+for f in (lm,) if 'lm' in sys.argv else (lm,classifier,t5):
     seed_everything(1)
     learn,kw = f()
     if rank_distrib(): # a head of its own, as without a seed; that of the first counts
@@ -125,6 +125,11 @@ def test_torchrun_gives_the_losses_of_one_process(script):
     d,one = script
     check_same(one, torchrun(d/'train.py', d/'cache'))
 
+def test_a_language_model_on_two_machines(script):
+    "Two launchers that only know each other's address, as on two machines; the shortest of the three trainings"
+    d,one = script
+    check_same(dict(lm=one['lm']), torchrun(d/'train.py', d/'cache', 'lm', nodes=2))
+
 @pytest.mark.slow
 @pytest.mark.parametrize('launcher', [torchrun,accelerate])
 def test_two_machines(launcher, script):
@@ -147,7 +152,7 @@ class Quiet(LinePanel):
         self.said.append(m)
         if m['kind']=='step' and self.at_step and sum(o['kind']=='step' for o in self.said)==1: self.at_step()
 
-def small_lm(cache, n=100, **kwargs):
+def small_lm(cache, n=100, device='cpu', **kwargs):
     from ulmfit_t5.core import seed_everything
     from ulmfit_t5.data.datasets import load_dataset
     from ulmfit_t5.data.loaders import TextDataLoaders
@@ -156,7 +161,7 @@ def small_lm(cache, n=100, **kwargs):
     import_module('ulmfit_t5.portable')
     seed_everything(1)
     texts = load_dataset('dbpedia')['train'].text.tolist()[:n]
-    dls = TextDataLoaders.from_list(texts, is_lm=True, bs=4, seq_len=24, cache=cache, device='cpu', progress=False)
+    dls = TextDataLoaders.from_list(texts, is_lm=True, bs=4, seq_len=24, cache=cache, device=device, progress=False)
     return language_model_learner(dls, None, COMPACT_LM|dict(emb_sz=16, n_hid=24, n_layers=2), drop_mult=0, reg=dict(bf16=False), **kwargs)
 
 def test_everything_comes_back(tmp_path):
@@ -218,6 +223,68 @@ def test_pieces_on_the_cpu_of_a_machine_with_gpus(tmp_path, monkeypatch):
         with fully_sharded(net): where = {(p.device_mesh.device_type,p.to_local().device.type) for p in net.parameters()}
     finally: dist.destroy_process_group()
     assert where=={('cpu','cpu')}
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no CUDA device')
+def test_a_gpu_that_the_notebook_uses_already(tmp_path):
+    "CUDA is initialised here, which no forked process would survive; weights are those of a plain fit on that GPU"
+    here,there = (small_lm(tmp_path, n=40, device='cuda') for _ in range(2))
+    torch.ones(1, device='cuda').sum().item()
+    assert torch.cuda.is_initialized()
+    with here.no_bar(),here.no_logging(): here.fit_one_cycle(1, 1e-2)
+    there.fit_distributed(1, 1e-2, n_procs=1, device='cuda', panel=Quiet())
+    assert there.distributed['device']=='cuda' and len(there.recorder.losses)==len(here.recorder.losses)>5
+    for p,q in zip(here.model.parameters(), there.model.parameters()): torch.testing.assert_close(q.cpu(), p.cpu(), atol=1e-3, rtol=1e-3)
+
+def weights(learn): return [[p.detach().clone() for p in ps] for ps in learn.opt.param_lists]
+def far(a, b): return [sum(float((p-q).square().sum()) for p,q in zip(*o))**.5 for o in zip(a, b)]
+
+def test_what_is_held_on_the_board_is_held_everywhere(tmp_path):
+    "A frozen group stays, the factor paces the others as here, a command waits for its step, and board, cockpit and log know of it"
+    from ulmfit_t5.train.events import RunLog,read_log
+    from ulmfit_t5.widgets.board import LayerBoard
+    from ulmfit_t5.widgets.cockpit import Cockpit
+    import_module('ulmfit_t5.widgets.distributed')
+    here,there = (small_lm(tmp_path, n=40) for _ in range(2))
+    log,ends,tickets = tmp_path/'run.jsonl',[],[]
+    for o in (here,there):
+        board,cockpit = LayerBoard(o, every=1),Cockpit(o)
+        o.add_cb(RunLog(tmp_path/'here.jsonl' if o is here else log, 'both', every=1))
+        o.create_opt()
+        was = weights(o)
+        board.freeze(0)
+        board.set_factor(2.6)
+        tickets.append(o.steering.send('freeze', group=1, at=2))
+        with o.no_bar(),o.no_logging(): o.fit(1, 1e-2) if o is here else o.fit_distributed(1, 1e-2, how='fit', panel=Quiet())
+        ends.append(far(was, weights(o)))
+        assert ends[-1][0]==0<ends[-1][1] and tickets[-1].step==2 and not o.steering.queue
+    np.testing.assert_allclose(ends[1], ends[0], atol=1e-4, rtol=1e-3)
+    n,r = here.steering.steps_done,cockpit.read
+    assert there.steering.steps_done==n==there.layer_stats.samples[-1].step+1==r.step
+    assert there.steering.frozen[:2]==[True,True] and r.status=='ended' and len(r.rows)==1 and r.loss==pytest.approx(float(here.recorder.losses[-1]), abs=1e-4)
+    assert f'after step {n}' in repr(board.picture()) and 'waiting' not in repr(cockpit.picture())
+    a,b = read_log(tmp_path/'here.jsonl'),read_log(log)
+    np.testing.assert_allclose(b.loss, a.loss, atol=1e-4)
+    np.testing.assert_allclose(b.lr, a.lr, rtol=1e-4)
+    assert [b.open_at(i)[:2] for i in (1,2)]==[[False,True],[False,False]] and b.layers==a.layers and [o['command'] for o in b.commands]==['freeze']
+    board.release()
+    board.reset(1)
+    assert far(was, weights(there))[1]==0
+    with there.no_bar(),there.no_logging(): there.fit(1, 1e-2)
+    again = read_log(log)
+    assert [f['step'] for f in again.fits]==[0,n] and len(again)==2*n
+
+def test_a_log_given_to_the_fit_is_written(tmp_path):
+    "By the first of the processes; and what they can not be told ahead is refused before they start"
+    from ulmfit_t5.train.events import RunLog,read_log
+    from ulmfit_t5.train.steer import steering
+    learn = toy()
+    learn.fit_distributed(1, .01, how='fit', build=toy, panel=Quiet(), cbs=[RunLog(tmp_path/'run.jsonl', 'given', max_bytes=50_000)])
+    run = read_log(tmp_path/'run.jsonl')
+    assert len(run)==len(learn.recorder.losses) and run.title=='given' and len(run.epochs)==1
+    ticket,was = steering(learn).send('save', at=1),learn.distributed
+    with pytest.raises(ValueError, match='save waits for step 1, and other processes can only be told ahead to freeze'): learn.fit_distributed(1, build=toy, panel=Quiet())
+    assert learn.distributed is was and learn.steering.queue==[ticket]
 
 def toy(fail=None):
     "A learner whose second process may fail in its third step"

@@ -96,7 +96,7 @@ def open_loader(s: dict, # what `loader_state` gave
 
 # %% ../nbs/api/46_portable.ipynb #a90817b3
 _fastai = (TrainEvalCallback,Recorder,CastToTensor,ProgressCallback)
-_at_home = '.widgets.','train.steer','train.layer_stats','train.events'
+_at_home = '.widgets.','train.steer','train.layer_stats' # whose part of the work `lend` sends
 
 def travelling(cb) -> bool:
     "Does a callback go along? Those of fastai itself are there already; what is watched and steered, and what has `stays = True`, belongs to the notebook"

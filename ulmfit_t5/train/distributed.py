@@ -18,7 +18,7 @@ from fastcore.basics import patch
 # %% ../../nbs/api/37_train.distributed.ipynb #600dd6d4
 from ..core import human,seed_everything,write_json
 from .channel import Listener
-from .handover import start_state,take_trained
+from .handover import lend,start_state,take_back,take_trained
 from .state import load_state,save_state
 from .travel import describe
 from .unfreeze import UnfreezeSchedule
@@ -203,7 +203,7 @@ def fit_distributed(self:Learner, plan=1, # epochs, or an `UnfreezeSchedule`
     with tempfile.TemporaryDirectory(prefix='ulmfit_t5_') as d:
         d,began = Path(d),time.monotonic()
         made,made_args = _build(self, build, build_args, d, device, bs)
-        save_state(d/'start', start_state(self))
+        save_state(d/'start', start_state(self)|dict(lent=lend(self)))
         write_json(d/'run.json', spec|dict(build=made, build_args=made_args, device=device, seed=seed, ddp=ddp or {}, fsdp=fsdp))
         Launch(self, d, n_procs, device, panel or PANELS[-1](), began).go(grace)
 
@@ -218,12 +218,13 @@ def _in_place(learn, plan, lr, how, device, bs, seed, ddp, fsdp, kwargs):
 class Launch:
     "One call of `fit_distributed`: what the processes say goes to the panel, what they learn into the learner"
     def __init__(self, learn, folder, n, device, panel, began):
-        self.learn,self.folder,self.n,self.device,self.panel,self.began = learn,folder,n,device,panel,began
+        self.learn,self.folder,self.n,self.device,self.panel,self.began,self.tickets = learn,folder,n,device,panel,began,[]
         self.report = learn.distributed = dict(n_procs=n, device=device, ranks={}, first_step=None, steps=0, tokens=[0.]*n, own=[0.]*n,
             seconds=None, stopped=False, failed=False)
     def go(self, grace):
         with Workers(self.n, self.folder, self.device) as self.workers:
             self.panel.ask = self._ask
+            self._lent()
             try:
                 try: self._hear(self.workers.messages(meanwhile=self._commands))
                 except KeyboardInterrupt:
@@ -233,6 +234,11 @@ class Launch:
                     self.report['failed'] = True
                     raise
             finally: self._finish()
+    def _lent(self):
+        "Commands that wait for a step wait in the processes now"
+        s = getattr(self.learn, 'steering', None)
+        if s is None: return
+        with s.cond: self.tickets,s.queue[:] = [t for t in s.queue if t.at is not None],[t for t in s.queue if t.at is None]
     def _hear(self, messages):
         for m in messages:
             self._note(m)
@@ -278,12 +284,16 @@ def _note(self:Launch, m):
 @patch
 def _finish(self:Launch):
     "Take over what was learned, if it was handed over, and say how it went"
-    if (self.folder/'end').exists(): take_trained(self.learn, load_state(self.folder/'end'))
+    end = load_state(self.folder/'end') if (self.folder/'end').exists() else None
+    if end: take_trained(self.learn, end)
+    take_back(self.learn, end and end['lent'], self.tickets)
+    for cb in self.learn.cbs:
+        if end and hasattr(type(cb), 'trained_away'): cb.trained_away()
     r = self.report
     r['seconds'] = time.monotonic()-self.began
     worst,mean = max(r['own']),sum(r['own'])/self.n
     r['balance'] = mean/worst if worst else None
-    self.panel.on(dict(kind='end', text=self.summary(), stopped=r['stopped'], whole=(self.folder/'end').exists()))
+    self.panel.on(dict(kind='end', text=self.summary(), stopped=r['stopped'], whole=end is not None))
     self.panel.close()
 
 # %% ../../nbs/api/37_train.distributed.ipynb #36c5e0b9

@@ -99,7 +99,7 @@ class RunLog(Callback):
         flush_s: float=1., # seconds between writes
         **stats # of `LayerStats`, where the learner has none yet
     ):
-        self.path,self.title,self.append,self.flush_s,self.stats_kw = Path(path),title,append,flush_s,stats
+        self.path,self.title,self.append,self.max_bytes,self.flush_s,self.stats = Path(path),title,append,max_bytes,flush_s,stats
         self.thin,self.thin_layers = Thin(max_bytes//16),Thin(max_bytes//10)
         self.file,self.step,self.fit_no,self.mine,self.sunk = None,-1,-1,None,False
         self.buf,self.losses,self.last_open,self.seen,self.told = [],[],None,None,0
@@ -118,7 +118,8 @@ def _fit_facts(learn, stats):
     opt = [{k:v for k,v in h.items()} for h in learn.opt.hypers]
     layers = [[l.name,l.kind,l.n,l.group,[list(s) for s in l.shapes]] for l in stats.layers]
     counts = [sum(l.n for l in stats.layers if l.group==g) for g in range(len(stats.names))]
-    return dict(n_epoch=learn.n_epoch, n_iter=len(learn.dls.train), bs=getattr(learn.dls.train, 'bs', None), model=type(learn.model).__name__,
+    model = type(getattr(learn.model, 'module', learn.model)).__name__ # inside of DDP
+    return dict(n_epoch=learn.n_epoch, n_iter=len(learn.dls.train), bs=getattr(learn.dls.train, 'bs', None), model=model,
         loss=getattr(learn.loss_func, '__name__', type(learn.loss_func).__name__), opt=type(learn.opt).__name__, hypers=opt, groups=stats.names, counts=counts,
         layers=layers, origin=stats.origin, schedule=driver.sched.to_dict() if driver else None, cbs=[cb.name for cb in learn.cbs])
 
@@ -126,7 +127,7 @@ def _fit_facts(learn, stats):
 @patch
 def before_fit(self:RunLog):
     if hasattr(self.learn, 'lr_finder') or rank_distrib(): return
-    self.mine = None if isinstance(getattr(self.learn, 'layer_stats', None), LayerStats) else layer_stats(self.learn, **self.stats_kw)
+    self.mine = None if isinstance(getattr(self.learn, 'layer_stats', None), LayerStats) else layer_stats(self.learn, **self.stats)
     stats = layer_stats(self.learn)
     if self.mine is not None: stats.before_fit()
     if self.file is None: self.file = LogFile(self.path, self.append)
@@ -216,6 +217,20 @@ def after_fit(self:RunLog):
     self._write(to_line('end', fit=self.fit_no, step=self.step, epoch=self.epoch, whole=self.epoch+1>=self.n_epoch))
     os.fsync(self.file.fd)
     if self.mine is not None: self.learn.remove_cb(self.mine)
+
+# %% ../../nbs/api/33c_train.events.ipynb #04b01212
+_counts = 'stride','used','n'
+
+@patch
+def handed_over(self:RunLog) -> dict: # for `take_over` of this log in another process
+    "How far the log is"
+    thin = [[getattr(o, k) for k in _counts] for o in (self.thin,self.thin_layers)]
+    return dict(step=self.step, fit_no=self.fit_no, append=self.append or self.file is not None, thin=thin)
+
+@patch
+def take_over(self:RunLog, d: dict):
+    self.step,self.fit_no,self.append = d['step'],d['fit_no'],d['append']
+    for o,vs in zip((self.thin,self.thin_layers), d['thin']): o.__dict__.update(zip(_counts, vs))
 
 # %% ../../nbs/api/33c_train.events.ipynb #9417b764
 class Run:

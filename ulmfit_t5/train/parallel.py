@@ -6,13 +6,13 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.parallel.html.md"""
 
 # %% auto #0
 __all__ = ['SyncedNorm', 'synced_norms', 'SeenThrough', 'loss_count', 'check_metric', 'merge_metric', 'AnyDeviceDL',
-           'EvenTrainer', 'move', 'in_group']
+           'EvenTrainer', 'Rewrap', 'move', 'in_group']
 
 # %% ../../nbs/api/37c_train.parallel.ipynb #825fe063
 import gc,os,time
 from contextlib import contextmanager
 import torch,torch.distributed as dist
-from fastai.callback.core import CancelFitException
+from fastai.callback.core import Callback,CancelFitException
 from fastai.callback.progress import ProgressCallback
 from fastai.torch_core import rank_distrib
 from fastcore.basics import patch
@@ -65,6 +65,7 @@ class SeenThrough(DistributedDataParallel):
     def state_dict(self, *args, **kwargs): return self.module.state_dict(*args, **kwargs)
     def load_state_dict(self, *args, **kwargs): return self.module.load_state_dict(*args, **kwargs)
     def named_parameters(self, *args, **kwargs): return self.module.named_parameters(*args, **kwargs)
+    def named_modules(self, *args, **kwargs): return self.module.named_modules(*args, **kwargs)
 
 # %% ../../nbs/api/37c_train.parallel.ipynb #97d3e640
 def loss_count(learn) -> torch.Tensor: # scalar
@@ -143,6 +144,7 @@ class EvenTrainer(DistributedTrainer):
     def after_backward(self): self.tick = mark() # gradients were exchanged
     def before_batch(self):
         if self.tick is None: self.tick = mark()
+    def follow(self):
         if self.training and self.open!=self._flags(): self._again()
     def _again(self):
         "DDP and FSDP only know of parameters that were open when they were made"
@@ -153,13 +155,19 @@ class EvenTrainer(DistributedTrainer):
         self.learn.model = self.accelerator.prepare(self.plain)
         self._see_through()
 
+# %% ../../nbs/api/37c_train.parallel.ipynb #89959ad2
+class Rewrap(Callback):
+    "Looks which parameters are open when a schedule, and then the user, has said which"
+    order,run_valid = 71,False
+    def before_batch(self): self.even_trainer.follow()
+
 # %% ../../nbs/api/37c_train.parallel.ipynb #72510c6d
-_whole_weights = 'SaveBest','NTAvg','Resumable','SaveModelCallback'
+_whole_weights = 'SaveBest','NTAvg','Resumable','SaveModelCallback','RunLog','LayerStats'
 
 @patch
 def _in_pieces(self:EvenTrainer):
     bad = [type(o).__name__ for o in self.learn.cbs if type(o).__name__ in _whole_weights]
-    if bad: raise TypeError(f'{bad[0]} keeps whole weights, which no process has with fsdp=True: leave it out, or train without fsdp')
+    if bad: raise TypeError(f'{bad[0]} needs whole weights, which no process has with fsdp=True: leave it out, or train without fsdp')
     if hasattr(self.learn, 'nan_guard'): self.learn.nan_guard.run = False
     with torch.no_grad():
         for t in (*self.plain.parameters(),*self.plain.buffers()): dist.broadcast(t, 0) # as DDP does: a new head is random in each
@@ -244,11 +252,11 @@ def in_group(learn, # any fastai `Learner`
     move(learn, device)
     ddp = DistributedDataParallelKwargs(**kwargs)
     def to_distributed(sync_bn, **kw):
-        learn.add_cb(EvenTrainer(stop, on_step, fsdp, kwargs_handlers=[ddp], **kw))
+        learn.add_cbs([EvenTrainer(stop, on_step, fsdp, kwargs_handlers=[ddp], **kw),Rewrap()])
         if rank_distrib(): learn.remove_cb(ProgressCallback)
     learn.to_distributed = to_distributed
     try:
         with learn.distrib_ctx(cpu=device=='cpu'): yield learn
     finally:
         del learn.to_distributed
-        learn.remove_cb(EvenTrainer) # where the group is of one, fastai leaves it
+        for o in (EvenTrainer,Rewrap): learn.remove_cb(o) # where the group is of one, fastai leaves its own

@@ -18,7 +18,7 @@ from fastai.torch_core import rank_distrib
 # %% ../../nbs/api/37d_train.worker.ipynb #83012469
 from ..core import seed_everything
 from .channel import connect
-from .handover import take_start,trained_state
+from .handover import borrow,repay,take_start,trained_state
 from .parallel import in_group
 from .process_group import join_group
 from .state import load_state,save_state
@@ -72,7 +72,8 @@ def train(run: dict, # of `run.json`
     join_group(run['device'], folder/'meet')
     learn = restore(run['build'])(**restore(run['build_args']))
     learn.model.to(run['device'])
-    take_start(learn, load_state(folder/'start'))
+    take_start(learn, start := load_state(folder/'start'))
+    borrow(learn, start['lent'], watch=rank==0 and not run['fsdp'])
     seed_everything(run['seed']+rank)
     learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, ProgressCallback) or rank and type(cb).__name__ in _writers])
     learn.add_cb(sp := Speaker(ch))
@@ -80,7 +81,7 @@ def train(run: dict, # of `run.json`
         name = torch.cuda.get_device_name() if run['device']=='cuda' else f'CPU, {torch.get_num_threads()} thread{"s"*(torch.get_num_threads()>1)}'
         ch.send(rank=rank, kind='ready', device=name, pid=os.getpid(), seconds=time.monotonic()-began)
         getattr(learn, run['how'])(*restore(run['args']), **restore(run['kwargs']))
-    if rank==0: save_state(folder/'end', trained_state(learn))
+    if rank==0: save_state(folder/'end', trained_state(learn)|dict(lent=repay(learn)))
     dist.barrier()
     dist.destroy_process_group()
 

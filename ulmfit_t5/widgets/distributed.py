@@ -17,6 +17,8 @@ from fastcore.basics import patch
 # %% ../../nbs/api/66_widgets.distributed.ipynb #f0c02926
 from ..core import human
 from ..train.distributed import PANELS,LinePanel
+from ..train.groups import group_names
+from .gauges import Gauges
 from .live import Live,has_kernel
 from .paint import *
 
@@ -51,7 +53,7 @@ def _step(self:DistributedPanel, m):
     kind = 'epoch' if m['training'] else 'validation of epoch'
     self.where = f"{kind} {m['epoch']+1} of {self.n_epoch}, batch {m['iter']+1} of {m['n_iter']}"
     self.text,wait = self.where,waits(m['own'])
-    self.last = dict(wait=wait, memory=m['memory'], speed=[t/m['seconds'] if m['seconds'] else None for t in m['tokens']])
+    self.last = dict(wait=wait, loss=m.get('losses'), memory=m['memory'], speed=[t/m['seconds'] if m['seconds'] else None for t in m['tokens']])
     if not m['training']: return
     for k,v in dict(x=self.step, loss=m['loss'], tokens=sum(self.last['speed']) if m['seconds'] else None, wait=max(wait)).items(): self.series[k].append(v)
 
@@ -75,9 +77,9 @@ def _of(o, r): return o[r] if o and r<len(o) else None
 def _rank_rows(self:DistributedPanel):
     last,slow = self.last or {},self.stragglers()
     for r,d in sorted(self.ranks.items()):
-        speed,mem,wait = (_of(last.get(k), r) for k in ('speed','memory','wait'))
+        loss,speed,mem,wait = (_of(last.get(k), r) for k in ('loss','speed','memory','wait'))
         note = 'the others wait for it' if r in slow else ''
-        yield (r, d['device'], f'{d["seconds"]:.1f} s', '–' if speed is None else human(speed), '–' if mem is None else f'{mem/1e9:.2f} GB',
+        yield (r, d['device'], f'{d["seconds"]:.1f} s', '–' if loss is None else f'{loss:.4f}', '–' if speed is None else human(speed), '–' if mem is None else f'{mem/1e9:.2f} GB',
             '–' if wait is None else f'{wait:.0%}', note)
 
 @patch
@@ -89,7 +91,7 @@ def html(self:DistributedPanel) -> str:
         ok = [(x,t) for x,t in zip(s['x'], s['tokens']) if t is not None]
         parts.append(line_chart(lines, 'loss of the whole batch', y='loss', width=400, height=190))
         if ok: parts.append(line_chart({'all processes':tuple(zip(*ok))}, 'tokens a second', y='tokens/s', width=320, height=190, y_range=(0,1.1*max(t for _,t in ok))))
-    head = 'process','device','ready after','tokens/s','memory','waits',''
+    head = 'process','device','ready after','loss of its share','tokens/s','memory','waits',''
     say = self.text+('; stopping after this batch' if self.asked and not self.ended else '')
     out = f'<div style="margin:2px 0 6px">{esc(say)}</div>' + row(*parts)
     if self.ranks: out += table(head, list(self._rank_rows()))
@@ -154,3 +156,28 @@ def close(self:DistributedPanel):
     elif get_ipython() is not None and not has_kernel(): display(self.picture())
 
 PANELS.append(lambda: DistributedPanel() if get_ipython() is not None else LinePanel())
+
+# %% ../../nbs/api/66_widgets.distributed.ipynb #fd501700
+@patch
+def trained_away(self:Gauges):
+    "Show what other processes did, from what the recorder has of it"
+    r,rec,s = self.read,self.recorder,self.learn.steering
+    self._s,start,rates = s,s.steps_done-len(rec.losses),getattr(self.learn, 'group_rates', ())
+    for i,v in enumerate(map(float, rec.losses)):
+        self.loss.add(start+i, v)
+        if len(rates)==len(rec.losses): self.rates.add(start+i, [float(o) for o in rates[i]])
+        self.smooth = v
+    self._epochs_away(start, len(rec.losses)//max(len(rec.values), 1))
+    r.names,r.status,r.step,r.loss = group_names(s.params, self.learn.model),'ended',s.steps_done,self.smooth
+    r.frozen,r.rates,r.n_epoch,r.epoch,r.iter,r.left = s.frozen,s.rates,len(rec.values),max(len(rec.values)-1, 0),0,0.
+    self.tell()
+
+@patch
+def _epochs_away(self:Gauges, start, n):
+    "Rows of the table, an epoch of `n` steps each"
+    names,r = list(self.recorder.metric_names),self.read
+    r.columns = names[:-1] if names[-1:]==['time'] else names
+    for i,row in enumerate(self.recorder.values):
+        r.rows.append([i,*(float(o) for o in row)])
+        v = dict(zip(r.columns, r.rows[-1])).get('valid_loss')
+        if v is not None: self.valid = self.valid[0]+[start+n*(i+1)],self.valid[1]+[v]
