@@ -10,7 +10,7 @@ from ulmfit_t5.interpret.words import *
 from ulmfit_t5.models.awd_lstm import AWDLSTM
 from ulmfit_t5.models.heads import BiClassifier,TextClassifier
 from ulmfit_t5.models.t5 import ARCHS,T5
-from ulmfit_t5.writer import TextWriter,vocab_config
+from ulmfit_t5.writer import TextWriter,Written,vocab_config
 
 LABELS,TEXT = ['animal','plant','place'],'The blue heron is a wading bird found along rivers, lakes and marshes of North America and as far south as the Caribbean.'
 tok = bundled_tokenizer()
@@ -207,5 +207,38 @@ def test_coloured_text_is_safe_and_small():
     assert '<script' not in h and '&lt;script' in h.lower()
     assert len(predictor().explain(' '.join([TEXT]*3))._repr_html_())<60_000
 
-@pytest.mark.parametrize('text', ['','   ','xxbos','a'])
+@pytest.mark.parametrize('text', ['xxbos','a'])
 def test_short_texts(text): assert complete(predictor().explain(text, 'animal'))
+
+WRONG = [(dict(text=''),"'' has no words"), (dict(text='   '),"'   ' has no words"), (dict(text=None),'text 0 is None'), (dict(text=[TEXT]),'text 0 is .* a list: give a string'),
+    (dict(steps=0),'steps=0: an integral needs points'), (dict(steps='x'),"steps='x'"), (dict(target=99),'target=99, .* 3 outputs: give a number from 0 to 2'),
+    (dict(target=-1),'target=-1, but'), (dict(target=3),'target=3, but'), (dict(baseline=999_999),'baseline=999999 is no token: give an id from 0 to 9999'), (dict(baseline=None),'baseline=None is no token')]
+
+@pytest.mark.parametrize('kw,say', WRONG, ids=lambda o: str(o)[:30])
+def test_a_wrong_question_to_a_classifier_is_told(kw, say):
+    with pytest.raises((ValueError,TypeError), match=say): predictor().explain(**dict(text=TEXT)|kw)
+
+WRONG_T5 = [(dict(target=''),"target='' is empty: give the answer"), (dict(target='  '),"target='  ' is empty"), (dict(target=3),'target=3 is no text'), (dict(text=[TEXT]),'is not one text'),
+    (dict(baseline=999_999, target='bird'),'baseline=999999 is no token: give an id from 0 to 10099'), (dict(target='<extra_id_100>'),'there are 100, from <extra_id_0> on'), (dict(text=''),'not empty')]
+
+@pytest.mark.parametrize('kw,say', WRONG_T5, ids=lambda o: str(o)[:30])
+def test_a_wrong_question_to_a_t5_is_told(kw, say):
+    with pytest.raises((ValueError,TypeError), match=say): writer().explain(**dict(text=TEXT)|kw)
+
+def test_all_fields_of_a_text_are_explained():
+    "A text of two columns is read as one, as it is for an answer"
+    p = predictor()
+    a = p.explain(('A bird','along rivers'), 'animal')
+    assert {'bird','along','rivers'}<=set(a.words) and complete(a)
+    z = p.logits([('A bird','along rivers')])[0]
+    assert a.value==pytest.approx(float(z[0]-z[1:].logsumexp(0)), abs=1e-4)
+
+def test_sentinels_are_explained_by_name():
+    "They have rows behind the pieces of the vocabulary, in what is read as in what is written, also where the model writes them by itself"
+    w = writer()
+    a = w.explain('Which <extra_id_7> runs through Vienna?', '<extra_id_7> river <extra_id_8>', steps=64, most=64)
+    assert a.words[1:4]==['Which','<extra_id_7>','runs'] and a.words[-1]=='xxeos' and complete(a, .1)
+    assert (a.outputs[0],a.outputs[-2]) == ('<extra_id_7>','<extra_id_8>')
+    assert [n for n,_ in a.pieces].count('<extra_id_7>')==1 and '&lt;extra_id_7&gt;' in a._repr_html_()
+    w.write = lambda texts, **kwargs: Written(['<extra_id_0> river'], np.ones(1, bool), np.zeros(1), 0, '')
+    assert w.explain('A river', method='input_x_gradient').outputs[0]=='<extra_id_0>'

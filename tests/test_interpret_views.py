@@ -3,6 +3,7 @@ import json,re
 import numpy as np,pandas as pd,pytest,torch
 from hypothesis import given,settings,strategies as st
 from ulmfit_t5.core import seed_everything
+from ulmfit_t5.data.objectives import SpecialIds
 from ulmfit_t5.data.tokenizer import bundled_tokenizer
 from ulmfit_t5.inference import TextPredictor
 from ulmfit_t5.interpret.attention import *
@@ -13,6 +14,7 @@ from ulmfit_t5.interpret.states import *
 from ulmfit_t5.models.awd_lstm import AWDLSTM
 from ulmfit_t5.models.heads import TextClassifier
 from ulmfit_t5.models.t5 import T5
+from ulmfit_t5.text2text import Text2TextLearner
 from ulmfit_t5.writer import TextWriter,vocab_config
 
 tok = bundled_tokenizer()
@@ -194,3 +196,114 @@ def test_attention_is_coloured_where_no_script_runs(side):
     if side=='decoder': w = np.append(w[1:], 0.) # a place has read what was written before it, the first one only the start, which is not shown
     assert [b>0 for b in blue]==list(w>.004) and blue[int(w.argmax())]==max(blue) and max(blue)>(.12 if side=='decoder' else .5)
     if side!='decoder' and side!='encoder': assert 'rgba' not in ''.join(asks)
+
+def test_neighbours_of_the_bundled_t5():
+    "It has rows of sentinels behind those of the pieces: they are no one's neighbours, and change none"
+    e = embedding_of('t5-compact')
+    assert len(e)==len(tok)+100
+    near = neighbours('t5-compact', tok, ['film','river'], 5)
+    assert near==neighbours(e[:len(tok)], tok, ['film','river'], 5)
+    whole = neighbours(e, tok, 'film', 50, whole=False)['film']
+    assert len(whole)==50 and not any('extra_id' in w for w,_ in whole)
+    d = compare_neighbours('t5-compact', e+.01, tok, ['film'])
+    assert d.before[0].split(', ')[0].strip('[]')==neighbours(e, tok, 'film', 6)['film'][0][0] and '[' not in d.before[0]
+
+def test_sentinels_that_moved_have_names():
+    e = embedding_of('t5-compact')
+    after = e.clone()
+    after[SpecialIds.of(tok).sentinels[5]] *= 10
+    after[tok.encode('film')[1]] *= 5
+    assert most_moved(e, after, tok, 2).piece.tolist()==['<extra_id_5>','▁film']
+    beyond = torch.cat([e,torch.ones(28, e.shape[1])]) # as T5's own files have them, rounded up
+    assert most_moved(beyond, torch.cat([e,2*torch.ones(28, e.shape[1])]), tok, 1).piece[0]==f'<{len(e)}>'
+
+def test_neighbours_are_asked_for_in_words():
+    seed_everything(0)
+    e = torch.randn(len(tok), 8)
+    assert neighbours(e, tok, 'river', 3)==neighbours(e, tok, ['river'], 3)
+    assert compare_neighbours(e, e, tok, 'river').word.tolist()==['river']
+    for k in (0,-1,99_999):
+        with pytest.raises(ValueError, match=f'k={k} neighbours are not there: give 1 to [0-9,]+, or whole=False'): neighbours(e, tok, ['river'], k)
+    most = int(re.search('1 to ([0-9,]+)', str(pytest.raises(ValueError, neighbours, e, tok, 'river', 99_999).value))[1].replace(',', ''))
+    assert len(neighbours(e, tok, 'river', most)['river'])==most and all(c>=-1.001 for _,c in neighbours(e, tok, 'river', most)['river'])
+    with pytest.raises(ValueError, match='50 vectors for 10,000 pieces'): neighbours(e[:50], tok, 'river')
+
+def test_attention_to_sentinels():
+    "Read or written, they have their names, stand apart from the pieces around them, and are text in the page"
+    v = attention_view(TextWriter(t5(), tok, max_len=4), 'Kind of Blue is a <extra_id_0> album', '<extra_id_0> studio <extra_id_1>')
+    assert '<extra_id_0>' in v.read and v.wrote[0]=='<extra_id_0>' and '<extra_id_1>' in v.wrote
+    h = v._repr_html_()
+    body = re.sub('<script.*?</script>', '', h, flags=re.S).split('class="u5-read"')[1]
+    assert '<extra_id' not in body and re.search('> <span[^>]*>&lt;extra_id_0&gt;</span> <span[^>]*>album', body)
+
+def test_attention_of_what_the_bundled_t5_writes():
+    "What it writes for an input far from its task has sentinels in it, as it learnt them in pretraining"
+    w = TextWriter.load('t5-compact', say=None)
+    w.predict = lambda text: '<extra_id_0> studio'
+    assert attention_view(w, 'sst2 sentence: a film').wrote[0]=='<extra_id_0>'
+
+@pytest.mark.parametrize('kw,say', [(dict(top=0),'top=0 weights of each row'), (dict(top=-1),'top=-1 weights'), (dict(at=1000),'at=1000 is not there: give a number from 0 to'),
+    (dict(at=-1000),'at=-1000 is not'), (dict(side='row'),"side='row' is not there: choose one of encoder, decoder, cross"), (dict(target=''),"target='' is empty"), (dict(target=3),'target=3 is no text')])
+def test_a_wrong_question_about_attention_is_told(kw, say):
+    with pytest.raises((ValueError,TypeError), match=say): attention_view(TextWriter(t5(), tok, max_len=4), TEXT, **dict(target='A bird')|kw)
+
+@pytest.mark.parametrize('kw,say', [(dict(at=9999),'at=9999 is not there'), (dict(layer=50),'layer=50 is not there: give a number from 0 to 1, or from -2 to -1'), (dict(head=50),'head=50'),
+    (dict(side='row'),"side='row'"), (dict(at='x'),"at='x'")])
+def test_a_place_that_is_not_there_is_told(kw, say):
+    v = attention_view(TextWriter(t5(), tok, max_len=4), TEXT, 'A bird')
+    with pytest.raises(ValueError, match=say): v.looks_at(**dict(at=0)|kw)
+    if 'at' not in kw:
+        with pytest.raises(ValueError, match=say): plot_attention(v, **kw)
+
+def test_places_are_counted_from_the_end_too():
+    w = TextWriter(t5(), tok, max_len=4)
+    v,last = attention_view(w, TEXT, 'A bird', at=-1),attention_view(w, TEXT, 'A bird')
+    assert v.at==len(v.wrote)-1 and v.looks_at(-1)==last.looks_at(v.at) and f'data-at="{v.at}"' in v._repr_html_()
+    all_ = attention_view(w, TEXT, 'A bird', top=None)
+    assert all(a.idx.shape[-1]==a.n for a in all_.sides.values()) and all_.kept()=='All of the attention is shown.'
+
+@pytest.mark.parametrize('arch', ['encoder_decoder','decoder_lm'])
+def test_a_picture_says_what_it_leaves_out(arch):
+    "The share of every kind of attention, of this text, under the picture; not rounded up"
+    v = attention_view(TextWriter(t5(arch), tok, max_len=4), TEXT, 'A bird', top=2)
+    say = v.kept()
+    assert '2 largest weights' in say and say in v._repr_html_()
+    for k,a in v.sides.items():
+        pct = float(re.search(rf'([0-9.]+) % where the {re.escape(ATTENTION_SIDES[k])}', say)[1])
+        assert 0<=100*a.dense().sum(-1).mean()-pct<.1+1e-3
+
+def test_a_bias_is_that_of_a_stack():
+    for o in (t5(),TextWriter(t5(), tok),None):
+        with pytest.raises(TypeError, match='is no RelativeBias: give the one of a stack, model.encoder.bias'): plot_bias(o)
+
+def test_losses_of_what_is_no_classifier():
+    "A T5 that answers with labels is looked at through its scores"
+    w = TextWriter(t5(), tok, max_len=4)
+    with pytest.raises(TypeError, match='TextWriter does not answer texts with labels: give TextPredictor or ClassifierLearner; for a T5'): Interpretation.from_table(w, pd.DataFrame(dict(text=['a'], label=['b'])))
+    with pytest.raises(TypeError, match='Text2TextLearner does not answer'): Interpretation.from_learner(Text2TextLearner.__new__(Text2TextLearner))
+    texts,labels = ['a fine film','a river'],['film','place']
+    it = Interpretation(texts, [0,1], w.score(w.inputs(texts), labels), labels)
+    np.testing.assert_allclose(it.probs, w.probs(texts, labels), atol=1e-5)
+
+def test_colours_of_top_losses_take_few_points(monkeypatch):
+    "A model that has learnt nothing changes its answer by next to nothing: two per cent of that took 240 points a text"
+    import ulmfit_t5.interpret.attribution as A
+    points,at = [],A._at
+    monkeypatch.setattr(A, '_at', lambda p, alphas: (points.append(len(alphas)),at(p, alphas))[1])
+    it = interpretation()
+    m = it.pred.model
+    with torch.no_grad(): m.encoder.embed.weight.mul_(30.) # a curved way from the empty text
+    h = it.show_top_losses(3).html
+    assert h.count('border-left')==3 and 3*16<=sum(points)<=3*(16+32)
+    few = sum(points)
+    points.clear()
+    it.show_top_losses(3, tol=.001, most=128)
+    assert sum(points)>few
+    points.clear()
+    it.show_top_losses(3, method='input_x_gradient')
+    assert sum(points)==3
+
+def test_a_text_without_words_among_top_losses():
+    pred = TextPredictor(classifier(), tok, ['animal','plant','place'])
+    it = Interpretation.from_table(pred, pd.DataFrame(dict(text=['',TEXT], label=['plant','plant'])))
+    assert it.show_top_losses(2).html.count('a text without words')==1

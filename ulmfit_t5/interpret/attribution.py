@@ -24,7 +24,7 @@ from ..data.objectives import SpecialIds
 from .words import *
 from ..models.heads import BiClassifier,DocumentEncoder
 from ..models.t5 import T5
-from ..inference import TextPredictor
+from ..inference import TextPredictor,as_texts
 from ..learner import ClassifierLearner
 from ..writer import TextWriter
 from ..text2text import Text2TextLearner
@@ -155,12 +155,12 @@ def _log_odds(z, y, task):
     return z[:,y:y+1]-z[:,rest].logsumexp(1, keepdim=True)
 
 def classifier_probe(pred: TextPredictor, # a classifier, forward, backward or both
-    text: str,
+    text, # a string, or a tuple with the fields of a text
     target: int, # number of the output
     baseline='zero' # see `baseline_rows`
 ) -> Probe:
-    "The log-odds of a label, or a value of a regression, as a function of the words; raises ValueError for an empty text, TypeError for what is none"
-    if not isinstance(text, str): raise TypeError(f'{text!r:.60} is not one text: give a string')
+    "The log-odds of a label, or a value of a regression, as a function of the words; raises ValueError for a text without words, TypeError for what is no text"
+    text, = as_texts([text])
     if not text.strip(): raise ValueError(f'{text!r} has no words to explain: give a text that says something')
     model,dev = pred.model,next(pred.model.parameters()).device
     ids = torch.as_tensor(np.asarray(pred.encode(text)[0], dtype=np.int64), device=dev)
@@ -235,13 +235,13 @@ def _attribution(p, tok, names, method, unit, reverse=False, **kwargs):
     sums = [float(o.sum()) for o in (s.value,s.base,s.gap)]
     return Attribution([w for w,_ in groups], np.stack([scores[g].sum(0) for _,g in groups]), names, *sums, unit, method, pieces, note)
 
-def explain_classifier(pred: TextPredictor, text: str,
+def explain_classifier(pred: TextPredictor, text, # a string, or a tuple with the fields of a text
     target=None, # a label, or the number of an output; the answer by default
     method: str|Callable='integrated_gradients', # a key of `ATTRIBUTIONS`, or a function of a `Probe`, as `captum_method` makes them
     baseline='zero', # see `baseline_rows`
     **kwargs # of the method: `steps`, `tol`, `most`
 ) -> Attribution:
-    "What each word adds to an answer; raises ValueError for a label, a method or a baseline that there is not, or for a text without words"
+    "What each word adds to an answer; raises ValueError for a label, a method or a baseline that there is not, or for a text without words, TypeError for what is no text"
     labels = pred.labels or ['value']
     if target is None: target = int(pred.logits([text])[0].argmax()) if pred.task!='regression' else 0
     if not isinstance(target, (int,np.integer)):

@@ -65,7 +65,7 @@ def _of_ids(pred, rows, **kwargs):
     own.encode = lambda o: o
     return own.logits(rows, **kwargs)
 
-# %% ../../nbs/api/54_interpret.errors.ipynb #bb8f8bd7
+# %% ../../nbs/api/54_interpret.errors.ipynb #59b89f25
 @patch(cls_method=True)
 def from_learner(cls:Interpretation, learn: ClassifierLearner, ds_idx: int=1 # 0 for training texts, 1 for validation
 ) -> Interpretation:
@@ -110,7 +110,7 @@ class HtmlPage:
     def _repr_html_(self): return self.html
 
 def _coloured_text(pred, text, answer, max_words, kwargs):
-    if not text.strip(): return '<i style="opacity:.7">a text without words</i>'
+    if not str(text).strip(): return '<i style="opacity:.7">a text without words</i>'
     a = explain_classifier(pred, text, answer, **kwargs)
     a.words,a.scores = a.words[:max_words],a.scores[:max_words]
     return a.text_html()+(f'<div style="font-size:.8em;opacity:.7">{html.escape(a.note)}</div>' if a.note else '')
