@@ -1,5 +1,6 @@
 "The rate search: nothing is left of it, it finds what a grid finds, and it refuses where there is nothing to find"
 import numpy as np,pytest,torch
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
@@ -10,6 +11,7 @@ from ulmfit_t5.data.loaders import TextDataLoaders
 from ulmfit_t5.learner import text_classifier_learner
 from ulmfit_t5.train.lr_find import *
 from ulmfit_t5.train.record import History
+from ulmfit_t5.train.steer import steering
 
 TINY = dict(emb_sz=16, n_hid=24, n_layers=2, hidden_p=.3, input_p=.4, embed_p=.05, weight_p=.5, output_p=.4)
 
@@ -117,3 +119,19 @@ def test_smoothing():
     x[0,40:] = np.nan
     s = triangle_mean(x, 3)
     assert np.isnan(s[0,40:]).all() and np.isfinite(s[0,:40]).all()
+
+def test_what_is_frozen_on_a_panel_stands_still_in_the_probe():
+    learn = classifier()
+    s = steering(learn)
+    s.send('freeze', group=0)
+    embed = learn.model.encoder.embed.weight
+    was,seen = embed.detach().clone(),[]
+    class See(Callback):
+        def after_step(self): seen.append((embed.equal(was), embed.requires_grad))
+    see = See()
+    learn.add_cb(see)
+    search_rate(learn, n_probes=1, n_steps=20, start=1e-2)
+    assert seen and set(seen)=={(True,False)} and embed.requires_grad and s.frozen[0] and s.opens=={0:False}
+    for g in range(len(s.params)): s.send('freeze', group=g)
+    with pytest.raises(ValueError, match='every group is frozen'): search_rate(learn, n_probes=1, n_steps=20)
+    assert all(p.requires_grad for p in learn.model.parameters())

@@ -111,3 +111,37 @@ def test_buttons_need_a_learner():
     own.widget()
     own.view.buttons[0].click()
     assert 'applied' in own.said and 'applied' in own.picture().html()
+
+def t5_learner():
+    from ulmfit_t5.models.t5 import T5,T5Config
+    m = T5(T5Config(vocab_sz=40, d_model=8, d_kv=4, d_ff=16, n_layers=4, n_heads=2))
+    dl = DataLoader(TensorDataset(torch.zeros(64, 4)), bs=8)
+    return Learner(DataLoaders(dl, dl), m, nn.MSELoss(), splitter=lambda m: m.groups())
+
+def test_every_group_of_a_t5_has_its_name_and_its_curve():
+    "Blocks of two stacks: five names, five whole labels, five curves, the top one with the peak"
+    b = ScheduleBench(t5_learner(), peak=.01)
+    assert b.names==['embed',*(f'blocks.{i}, encoder + decoder' for i in range(4))]
+    lanes,chart = re.findall(r'<svg .*?</svg>', b.picture().body, flags=re.S)
+    assert chart.count("stroke-width='1.6'")==5
+    for i,n in enumerate(b.names): assert f'>{i} {n}</text>' in lanes and f'<title>{i} {n}</title>' in chart
+    for x,label in re.findall(r"<text x='(\d+)' y='[\d.]+' text-anchor='end'[^>]*>([^<]*)<", lanes): assert 6*len(label)<=int(x)
+
+def test_curves_of_equal_names_are_kept():
+    b = ScheduleBench(learner())
+    b.names = ['a']*3
+    chart = re.findall(r'<svg .*?</svg>', b.picture().body, flags=re.S)[1]
+    assert chart.count("stroke-width='1.6'")==3
+
+def test_a_group_has_one_colour_on_bench_and_cockpit():
+    from ulmfit_t5.widgets.cockpit import Cockpit
+    colours = lambda svg: dict(map(reversed, re.findall(r"<path d='[^']*' fill='none' stroke='(#\w+)'[^>]*><title>(\d [^<]*)</title>", svg)))
+    learn = learner()
+    panel = Cockpit(learn)
+    with learn.no_bar(),learn.no_logging(): learn.fit(1)
+    a,b = colours(ScheduleBench(learn).picture().body),colours(panel.picture().body)
+    assert len(a)==3 and a==b
+
+@pytest.mark.parametrize('n', [0,-1,2.5,True])
+def test_no_updates_to_an_epoch_is_a_sentence(n):
+    with pytest.raises(ValueError, match='steps_per_epoch is .*: give a number of updates'): ScheduleBench(steps_per_epoch=n)

@@ -1,5 +1,5 @@
 "The layer board without a browser: what its controls say and do, in a synchronous fit and in an awaited one; charts that any input leaves well-formed"
-import asyncio,math,re,threading
+import asyncio,math,re,shutil,subprocess,threading
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 import pytest,torch
@@ -152,6 +152,93 @@ def test_board_and_log_share_samples(tmp_path):
     a,b = run.rows('drift', group=1)[1],board.trace.series(('group',1), 'drift')
     assert all(math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-9) for x,y in zip(a, b))
     assert hasattr(learn, 'layer_stats') # the log leaves what it did not bring
+
+def far(learn, start, g):
+    "Distance of a group from where it began, over the norm of that"
+    name = {id(p):n for n,p in learn.model.named_parameters()}
+    ps = [(p.detach(),start[name[id(p)]]) for p in learn.model.groups()[g]]
+    return math.sqrt(sum(float((a-b).square().sum()) for a,b in ps)/sum(float(b.square().sum()) for _,b in ps))
+
+@pytest.fixture(scope='module')
+def adapted(tmp_path_factory):
+    "A learner of a classifier from a folder, a function that makes it"
+    import pandas as pd
+    from ulmfit_t5.data.loaders import TextDataLoaders
+    from ulmfit_t5.learner import language_model_learner,text_classifier_learner
+    from ulmfit_t5.models.awd_lstm import COMPACT_LM
+    seed_everything(0)
+    df,folder = pd.DataFrame([dict(text=f'the {k} number {i} is here', label=k) for i in range(16) for k in ('river','song')]),tmp_path_factory.mktemp('lm')/'lm'
+    loaders = lambda **kw: TextDataLoaders.from_df(df, valid_pct=.25, bs=8, progress=False, **kw)
+    language_model_learner(loaders(is_lm=True, seq_len=8), None, dict(COMPACT_LM, emb_sz=16, n_hid=24)).save(folder)
+    def make(): return text_classifier_learner(loaders(), folder, verbose=False)
+    return make,folder
+
+def silent(learn, *args):
+    with learn.no_bar(),learn.no_logging(): learn.fit(*args)
+
+def test_drift_and_reset_are_from_the_pretrained_weights(adapted):
+    "A fit before the board was made counts, and a reset undoes it too; no copy of what the folder holds is kept"
+    learn = adapted[0]()
+    start = {n:p.detach().clone() for n,p in learn.model.named_parameters()}
+    silent(learn, 1, 5e-3)
+    before = far(learn, start, 3)
+    board = LayerBoard(learn, every=1)
+    board.widget()
+    silent(learn, 1, 5e-3)
+    for g in (0,3,len(learn.model.groups())-1):
+        assert board.update().trace.series(('group',g), 'drift')[-1]==pytest.approx(far(learn, start, g), rel=1e-3)
+    assert before>0 and board.steer.origin is None and 'distance from the pretrained weights' in board.html() and 'the pretrained weights' in group(board, 3)['back'].tooltip
+    for g in (3,len(learn.model.groups())-1):
+        board.reset(g)
+        assert far(learn, start, g)==0
+
+def test_a_reset_needs_no_fit_here(adapted):
+    "As after a training in other processes, which no callback of this one saw"
+    learn = adapted[0]()
+    start = {n:p.detach().clone() for n,p in learn.model.named_parameters()}
+    with torch.no_grad():
+        for p in learn.model.parameters(): p.add_(1)
+    LayerBoard(learn).reset(2)
+    assert far(learn, start, 2)==0 and far(learn, start, 1)>0
+
+def test_what_is_not_pretrained_is_not_called_so(adapted):
+    "A learner that does not know its folder, or whose folder has changed, says from when it measures"
+    learn = make()
+    board = LayerBoard(learn, every=1)
+    board.widget()
+    start = weights(learn)
+    learn.fit(1, .01)
+    assert 'distance from the weights as they were when the board was made' in board.html() and 'pretrained' not in board.html()
+    assert 'when the board was made' in group(board, 0)['back'].tooltip
+    board.reset(0)
+    assert torch.equal(weights(learn)[0], start[0])
+    clas,folder = adapted[0](),adapted[1]
+    (folder/'config.json').write_text((folder/'config.json').read_text()+' ')
+    board = LayerBoard(clas)
+    assert board.stats.since==board.steer.began=='the weights as they were when the board was made'
+    board.reset(2)
+
+def test_what_is_wrong_with_a_command_is_raised_in_a_script():
+    board = LayerBoard(make())
+    for f in (board.freeze,board.thaw,board.reset,board.release):
+        with pytest.raises(IndexError, match='no group 9: the model has 3'): f(9)
+    with pytest.raises(IndexError, match="no group 'a': the model has 3"): board.open('a')
+    with pytest.raises(ValueError, match='give a number above 0'): board.set_rate(0, -1)
+    assert board.steer.log==[] and 'no group' not in board.message()
+
+def test_the_board_is_as_narrow_as_a_page(tmp_path):
+    "Rendered at 700 pixels, as on paper, with the layers of all groups open: nothing is cut off"
+    chromium = shutil.which('chromium') or shutil.which('chromium-browser')
+    if not chromium: pytest.skip('chromium is not installed: apt-get install chromium')
+    learn = make()
+    board = LayerBoard(learn, every=1)
+    learn.fit(2, .01)
+    for g in range(3): board.open(g)
+    page = board.save(tmp_path/'board.html')
+    page.write_text(page.read_text().replace('</body>', "<script>document.querySelector('details').open=true;document.title=[...document.querySelectorAll('.u5-scroll')].map(o=>o.scrollWidth-o.clientWidth).join()</script></body>"))
+    out = subprocess.run([chromium,'--headless','--no-sandbox','--disable-gpu','--window-size=700,900',f'--user-data-dir={tmp_path}/profile','--dump-dom',page.as_uri()],
+        capture_output=True, text=True, timeout=120).stdout
+    assert re.search(r'<title>([^<]*)</title>', out)[1]=='0,0'
 
 class Strict(HTMLParser):
     "HTML whose tags are closed in their order"

@@ -192,3 +192,20 @@ def test_every_panel_is_silent_where_nobody_looks(tmp_path):
     run(sys.executable, '-m', 'nbconvert', '--to', 'html', tmp_path/'panels.ipynb')
     page = (tmp_path/'panels.html').read_text(encoding='utf8')
     assert page.count('data:image/svg+xml')>=10 and all(o in page for o in ('Training cockpit','Layers of Small','who trains when'))
+
+def test_every_panel_has_a_page_and_words(tmp_path):
+    "Board, bench, cockpit and replay: `save` writes one page, `repr` is words"
+    from ulmfit_t5.train.events import RunLog
+    from ulmfit_t5.widgets.bench import ScheduleBench
+    from ulmfit_t5.widgets.board import LayerBoard
+    from ulmfit_t5.widgets.replay import Replay
+    learn = learner()
+    panels = [learn.cockpit(),LayerBoard(learn, every=1),ScheduleBench(learn)]
+    learn.fit(1, cbs=RunLog(tmp_path/'run.jsonl'))
+    for p in [*panels,Replay(tmp_path/'run.jsonl')]:
+        page = p.save(tmp_path/'page.html').read_text(encoding='utf8')
+        assert page.startswith('<!doctype html>') and p.picture().body in page and 'object at 0x' not in repr(p), type(p)
+
+def test_a_bad_command_is_raised_where_no_panel_shows_it():
+    panel = learner().cockpit()
+    with pytest.raises(IndexError, match='there is no group 9'): panel.do('freeze', group=9)

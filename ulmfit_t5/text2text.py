@@ -69,6 +69,13 @@ class Text2TextLearner(TextLearner):
         return TextWriter(self.model, self.tok, **dict(task=self.task, inputs_length=n, max_len=m, long=self.dls.long)|kwargs)
 
 # %% ../nbs/api/45_text2text.ipynb #45000008
+def _made(dls, pretrained, config, kwargs):
+    "A learner that knows the folder it began with, where there is one"
+    learn = Text2TextLearner(dls, load_t5(pretrained, dls.tok, **config), dls.tok, **kwargs)
+    if isinstance(pretrained, (str,Path)) and str(pretrained) not in T5_SIZES:
+        learn.made_from = MadeFrom(pretrained, lambda p: {n:o.detach() for n,o in load_t5(p, dls.tok, **config).named_parameters()})
+    return learn
+
 def text2text_learner(dls, # `Text2TextDataLoaders`
     pretrained=None, # name of a bundled model, folder of ours or of transformers, `T5`, `T5Config`, a name in `T5_SIZES`; None starts the compact size from scratch
     config: dict|None=None, # entries of `T5Config` to replace, such as the dropout `p`
@@ -76,7 +83,7 @@ def text2text_learner(dls, # `Text2TextDataLoaders`
 ) -> Text2TextLearner:
     "A learner for a task or a mixture; raises what `load_t5` raises"
     if not isinstance(dls, Text2TextDataLoaders): raise TypeError(f'{type(dls).__name__} does not hold pairs of texts: make the loaders with Text2TextDataLoaders.from_source')
-    return Text2TextLearner(dls, load_t5(pretrained, dls.tok, **(config or {})), dls.tok, **kwargs)
+    return _made(dls, pretrained, config or {}, kwargs)
 
 # %% ../nbs/api/45_text2text.ipynb #4500000f
 def t5_unfreeze(n_groups: int, # of the model: the embedding, then one for each layer
@@ -215,7 +222,7 @@ def span_corruption_learner(texts, # list of texts, or a `Corpus`
 ) -> Text2TextLearner:
     "A learner that pretrains, or adapts a pretrained T5 to texts; raises what `denoising_loaders` and `load_t5` raise"
     dls = denoising_loaders(texts, tok or _saved_tokenizer(pretrained), **(data or {}))
-    return Text2TextLearner(dls, load_t5(pretrained, dls.tok, **(config or {})), dls.tok, **kwargs)
+    return _made(dls, pretrained, config or {}, kwargs)
 
 # %% ../nbs/api/45_text2text.ipynb #038c0321
 def fit_plan(stages, # of `plan`

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 # %% ../../nbs/api/35b_train.commands.ipynb #bf6aae48
+from .groups import made_from
 from .resume import learner_state,load_learner_state
 from .state import *
 
@@ -81,12 +82,13 @@ def _release(s, group:int|None=None):
 
 @command
 def _reset(s, group:int):
-    "Put a group back to its weights from before the training, and forget what the optimizer knows of it"
-    g = _group(s, group)
-    if s.origin is None: raise ValueError("no weights from before the training are kept: they are copied when the first fit begins, unless steering(learn, keep_origin=False)")
+    "Put a group back to the weights that the learner was made with (or to those from before its first fit), and forget what the optimizer knows of it"
+    g,made = _group(s, group),made_from(s.learn)
+    origin = made() if made else s.origin
+    if origin is None: raise ValueError("no weights from before the training are kept: they are copied when the first fit begins, unless steering(learn, keep_origin=False)")
     name = {id(p):n for n,p in s.model.named_parameters()}
     with torch.no_grad():
-        for p in s.params[g]: p.copy_(s.origin[name[id(p)]])
+        for p in s.params[g]: p.copy_(origin[name[id(p)]])
     if s.opt is not None: s.clear_state(g)
 
 # %% ../../nbs/api/35b_train.commands.ipynb #9c871a88

@@ -6,7 +6,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.groups.html.md"""
 
 # %% auto #0
 __all__ = ['FACTORS', 'group_splitter', 'param_groups', 'check_groups', 'discriminative', 'open_groups', 'freeze_norms',
-           'unique_params', 'count_params', 'html_table', 'text_table', 'group_names', 'Groups']
+           'unique_params', 'count_params', 'html_table', 'text_table', 'group_names', 'Groups', 'made_from']
 
 # %% ../../nbs/api/31_train.groups.ipynb #92272175
 import html
@@ -132,6 +132,24 @@ def text_table(head, rows) -> str:
     w = [max(map(len, c)) for c in zip(*rows)]
     return '\n'.join('  '.join(c.ljust(k) for c,k in zip(r, w)).rstrip() for r in rows)
 
+# %% ../../nbs/api/31_train.groups.ipynb #f10a0005
+def _whole(names, every):
+    "The modules (or parameters) that hold nothing else, as (stack, place in it), of the largest first"
+    out,res = set(every)-set(names),[]
+    heads = lambda n: ['.'.join(n.split('.')[:k]) for k in range(1, n.count('.')+2)]
+    shared = {h for n in out for h in heads(n)}
+    for n in names: res.append(next((h for h in heads(n) if h not in shared), n))
+    return [tuple(o.partition('.')[::2]) for o in dict.fromkeys(res)]
+
+def _placed_name(names, every):
+    "Such as 'blocks.0, encoder + decoder'; '*' stands for several numbers"
+    whole = _whole(names, every)
+    own = [(s,r) for s,r in whole if any(o.isdigit() for o in r.split('.'))]
+    if not own: return _group_name(names)
+    stacks,places = list(dict.fromkeys(s for s,_ in own)),list(dict.fromkeys(r for _,r in own))
+    if len(places)>1: places = list(dict.fromkeys('.'.join('*' if o.isdigit() else o for o in r.split('.')) for r in places))
+    return f"{_some(places)}, {' + '.join(dict.fromkeys([*stacks,*(s for s,r in whole if not r)]))}"
+
 # %% ../../nbs/api/31_train.groups.ipynb #6a22f11e
 def _group_name(names): # of parameters
     mods = list(dict.fromkeys(n.rpartition('.')[0] for n in names))
@@ -144,7 +162,9 @@ def group_names(groups, # lists of parameters of `model`
 ) -> list: # such as 'encoder.layers.0'
     "A name for each group, from the modules that its parameters are in"
     name = {id(p):n for n,p in model.named_parameters()}
-    return [_group_name([name[id(p)] for p in g if id(p) in name]) for g in groups]
+    own = [[name[id(p)] for p in g if id(p) in name] for g in groups]
+    res = [_group_name(ns) for ns in own]
+    return res if len(set(res))==len(res) else [_placed_name(ns, name.values()) for ns in own]
 
 class Groups:
     "The parameter groups of a model or Learner, checked, named and counted; prints as a table"
@@ -173,3 +193,9 @@ class Groups:
     def __str__(self): return text_table(('group','what','parameters','state','rate'), self.rows())
     def _repr_html_(self): return html_table(('group','what','parameters','state','rate'), self.rows(), 'Parameter groups, top first')
     __repr__ = __str__
+
+# %% ../../nbs/api/31_train.groups.ipynb #f10a0003
+def made_from(learn): # function from nothing to a dict, name of a parameter to tensor; None where that is not known
+    "What gives the weights that a learner was made with"
+    f = vars(learn).get('made_from')
+    return f if f is not None and f.there else None

@@ -16,7 +16,7 @@ from fastai.callback.core import Callback
 
 # %% ../../nbs/api/33d_train.layer_stats.ipynb #128186ba
 from fastcore.basics import patch
-from .groups import group_names,param_groups
+from .groups import group_names,made_from,param_groups
 
 # %% ../../nbs/api/33d_train.layer_stats.ipynb #ce7eea1b
 class Layer(NamedTuple):
@@ -95,7 +95,7 @@ class Sample(NamedTuple):
     weight: list   # norm of the weights before the step
     grad: list     # norm of the gradient that the step took, None without one
     update: list   # norm of what the step changed
-    moved: list    # distance from the pretrained weights after the step
+    moved: list    # distance from the weights it began with, the pretrained ones where they are known, after the step
     mean: list     # of the output
     sd: list       # standard deviation of the output
     dead: list     # share of dead units
@@ -111,7 +111,7 @@ def _joint(vs):
 def _over(a, b): return a/b if a is not None and b else None
 
 def measure(s: Sample, # one step
-    origin: list, # norms of the pretrained weights, by layer
+    origin: list, # norms of the weights that drift is measured from, by layer
     idxs # layers to take together
 ) -> dict: # a key of `MEASURES` to a number or None
     "The measures of a layer, or of several as one"
@@ -133,17 +133,25 @@ class LayerStats(Callback):
     ):
         self.every_s,self.every,self.share,self.keep,self.activations = every_s,every,share,keep,activations
         self.samples,self.layers,self.origin,self.step,self.fit_no,self.spent,self.next = [],None,None,-1,-1,0.,-math.inf
-        self.probe,self.due,self.old,self.still = None,False,None,{}
+        self.probe,self.due,self.old,self.still,self.since = None,False,None,{},''
 
     def setup(self, learn):
-        "Find groups and layers, and remember the weights as they are"
+        "Find groups and layers, and the weights that drift is measured from: `since` says which"
         self.layers = layers_of(learn)
         self.names = group_names(param_groups(learn), learn.model)
-        names,kept = {id(p):n for n,p in learn.model.named_parameters()},getattr(getattr(learn, 'steering', None), 'origin', None)
-        self.first = [[kept[names[id(p)]] if kept else p.detach().clone() for p in l.params] for l in self.layers]
+        names,(kept,self.since) = {id(p):n for n,p in learn.model.named_parameters()},_began(learn)
+        first = lambda p,o: p.detach().clone() if o is None or o.shape!=p.shape else o.to(p.device, p.dtype)
+        self.first = [[first(p, kept.get(names[id(p)])) for p in l.params] for l in self.layers]
         self.origin,self.still = torch.stack([_norm(f) for f in self.first]).tolist(),{}
         return self
     def before_fit(self): self.fit_no += 1
+
+def _began(learn):
+    "The weights that a learner began with, as far as they are known, and in words which these are"
+    if made := made_from(learn): return made(),'the pretrained weights'+(', of a new layer from its first ones' if getattr(made, 'new', None) else '')
+    steer = getattr(learn, 'steering', None)
+    if kept := getattr(steer, 'origin', None): return kept,steer.since
+    return {},'the weights as they were when measuring began'
 
 # %% ../../nbs/api/33d_train.layer_stats.ipynb #9940be2f
 def _norm(ts):

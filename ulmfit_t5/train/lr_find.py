@@ -24,6 +24,7 @@ from .groups import discriminative
 from .callbacks import ActivationReg,GradClip,MixedBF16,ResetState
 from .resume import learner_state,load_learner_state
 from .state import rng_state,set_rng_state
+from .steer import Steering
 
 # %% ../../nbs/api/30a_train.lr_find.ipynb #9b0c9742
 _WATCHERS = 'fastai.callback.progress','fastai.callback.tracker','fastai.callback.schedule','fastai.callback.hook'
@@ -41,19 +42,28 @@ def _loader_keep(dl):
     s = dl.rng.getstate() if hasattr(getattr(dl, 'rng', None), 'getstate') else None
     return (lambda: dl.rng.setstate(s)) if s is not None else lambda: None
 
+# %% ../../nbs/api/30a_train.lr_find.ipynb #f10d0001
+def _hold(learn):
+    "Freeze and open what the user did on a panel, whose callback is away in a probe; returns parameters with their flags from before"
+    was,steer = [(p,p.requires_grad) for p in learn.model.parameters()],getattr(learn, 'steering', None)
+    for g,ps in enumerate(steer.params if isinstance(steer, Steering) else ()):
+        for p,f in zip(ps, steer.trains(g)): p.requires_grad_(f)
+    return was
+
 @contextmanager
 def untouched(learn: Learner):
-    "Whatever is trained within it is undone: weights, buffers, optimiser, rates, gradients, modes, loader and random generators"
+    "Whatever is trained within it is undone: weights, buffers, optimiser, rates, gradients, modes, loader and random generators; what is frozen stays frozen"
     rng,had_opt,back = rng_state(),learn.opt is not None,_loader_keep(learn.dls.train)
     modes,fields = {m:m.training for m in learn.model.modules()},dict(vars(learn))
     if not had_opt: learn.create_opt()
     s,grads = deepcopy(learner_state(learn)),[(p,p.grad) for p in learn.model.parameters()]
     for p,_ in grads: p.grad = None
-    away = [cb for cb in learn.cbs if _watches(cb)]
+    away,flags = [cb for cb in learn.cbs if _watches(cb)],_hold(learn)
     try:
         with learn.removed_cbs(away): yield
     finally:
         load_learner_state(learn, s)
+        for p,f in flags: p.requires_grad_(f)
         for p,g in grads: p.grad = g
         for m,t in modes.items(): m.training = t
         for k in set(vars(learn))-set(fields): delattr(learn, k)
@@ -172,7 +182,7 @@ def read(self:RateSearch) -> RateSearch:
     return self
 
 # %% ../../nbs/api/30a_train.lr_find.ipynb #c4816627
-def search_rate(learn: Learner, # any; its open groups train
+def search_rate(learn: Learner, # any; its open groups train, those frozen on a panel do not
     n_probes: int=3, # sweeps, each over batches of its own
     n_steps: int=60, # of each
     start: float=1e-5, # lowest rate of the top group
@@ -185,6 +195,7 @@ def search_rate(learn: Learner, # any; its open groups train
         raise ValueError(f'start={start}, end={end}, n_steps={n_steps}, n_probes={n_probes}: give rates above 0 that rise, 20 steps or more and a probe or more')
     began,lrs,out = time.perf_counter(),np.geomspace(start, end, n_steps),[]
     with untouched(learn):
+        if not any(p.requires_grad for p in learn.model.parameters()): raise ValueError('every group is frozen, so no rate changes anything: open one, with learn.unfreeze() or on the board')
         n,first = len(learn.opt.hypers),deepcopy(learner_state(learn))
         rates = np.stack([discriminative(lr, n, factor) for lr in lrs]) # (n g)
         seed_everything(seed)

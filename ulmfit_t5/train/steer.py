@@ -36,10 +36,10 @@ class Steering(Callback):
     def __init__(self,
         folder=None, # saved points are written here too; None keeps them in memory only
         keep:int=4, # saved points in memory
-        keep_origin:bool=True # copy the weights when the first fit begins, for `reset` and for the drift from them
+        keep_origin:bool=True # where a learner does not know what it was made from, copy the weights when the first fit begins, for `reset` and for the drift from them
     ):
         self._init_state()
-        self.folder,self.keep,self.keep_origin,self.origin = folder,keep,keep_origin,None
+        self.folder,self.keep,self.keep_origin,self.origin,self.since = folder,keep,keep_origin,None,''
         self.opens,self.lrs,self.factor,self.points,self.log = {},{},None,{},[]
         self.steps_done,self.fit_no,self.until,self.waited,self.halted = 0,-1,None,0.,False # halted: a command ended the last fit
         self._begin()
@@ -231,7 +231,18 @@ def before_fit(self:Steering):
     if self.job is None: self._begin()
     self.stopped,self.recipe = self.stopped or self.recipe is not None and self.recipe is _call(),None
     self.active,self.thread,self.fit_no,self.halted = True,me,self.fit_no+1,False
-    if self.keep_origin and self.origin is None: self.origin = {n:p.detach().clone() for n,p in self.model.named_parameters()}
+    self.remember('the weights as the first fit began')
+
+@patch
+def remember(self:Steering, since:str): # in words
+    "Copy the weights to be reset to, unless they are copied, not wanted, or known to the learner"
+    if not self.keep_origin or self.origin is not None or made_from(self.learn): return
+    self.origin,self.since = {n:p.detach().clone() for n,p in self.model.named_parameters()},since
+
+@patch(as_prop=True)
+def began(self:Steering) -> str: # in words, empty where there is nothing to go back to
+    "Which weights `reset` goes back to"
+    return 'the pretrained weights' if made_from(self.learn) else self.since
 
 # %% ../../nbs/api/36_train.steer.ipynb #27355273
 @patch

@@ -68,6 +68,8 @@ def _runs(xs):
     cuts = [0,*(np.flatnonzero(np.diff(xs))+1),len(xs)]
     return [(xs[a],a,b) for a,b in zip(cuts, cuts[1:])]
 
+def _room(names): return round(16+6.2*max(map(len, names))) # pixels that the longest name needs
+
 def rate_lanes(rates: np.ndarray, # (steps groups), 0 where frozen
     steps_per_epoch: int, # updates
     names=None, # of the groups, bottom first
@@ -77,14 +79,16 @@ def rate_lanes(rates: np.ndarray, # (steps groups), 0 where frozen
 ) -> str: # SVG
     "Rate by group and by time"
     n,g = rates.shape
-    names,left = names or [f'group {i}' for i in range(g)],110
+    names = names or [f'group {i}' for i in range(g)]
+    left = _room(names)
+    width = max(width, left+300)
     cols = rates[np.linspace(0, n-1, min(n, 240)).round().astype(int)] # (c g)
     top,w,out = max(rates.max(), 1e-12),width-left-8,[]
     x = lambda i: left+w*i/len(cols)
     for j in range(g):
         y,share = 4+(g-1-j)*height,1+np.log10(np.maximum(cols[:,j], 1e-12)/top)/3 # 1 at the peak, 0 three decades below
         q = np.where(cols[:,j]>0, np.ceil(levels*share.clip(1/levels, 1)), 0).astype(int)
-        out.append(f"<text x='{left-6}' y='{y+height/2+4}' text-anchor='end' fill='{MUTE}' style='fill:var(--u5-fg,{MUTE})'>{esc(names[j][-17:])}</text>")
+        out.append(f"<text x='{left-6}' y='{y+height/2+4}' text-anchor='end' fill='{MUTE}' style='fill:var(--u5-fg,{MUTE})'>{esc(names[j])}</text>")
         for v,a,b in _runs(q):
             box = f"x='{x(a):.1f}' width='{x(b)-x(a):.1f}'"
             if not v: out.append(f"<rect {box} y='{y}' height='{height-3}' fill='url(#u5h)' stroke='#888' stroke-opacity='.35'><title>{esc(names[j])} frozen</title></rect>")
@@ -109,6 +113,8 @@ class ScheduleBench(Panel):
         **kwargs # values of `BenchState` to begin with
     ):
         self.learn,self.search,self.said,self.listeners = learn,None,'',[]
+        if isinstance(steps_per_epoch, bool) or not isinstance(steps_per_epoch, int) or steps_per_epoch<1:
+            raise ValueError(f"steps_per_epoch is {steps_per_epoch!r}: give a number of updates, 1 or more")
         gs = None if learn is None else param_groups(learn)
         self.names = None if gs is None else group_names(gs, learn.model)
         self.steps_per_epoch = steps_per_epoch if learn is None else max(1, len(learn.dls.train))
@@ -133,10 +139,11 @@ class ScheduleBench(Panel):
 def picture(self:ScheduleBench) -> Picture:
     "Lanes, curves and code as they are now"
     rates,spe = self.plan.rates(self.steps_per_epoch),self.steps_per_epoch
-    names = self.names or [f'group {i}'+{0:', bottom',self.state.n_groups-1:', top'}.get(i, '') for i in range(self.state.n_groups)]
+    n = self.state.n_groups
+    names = [f'{i} {o}' for i,o in enumerate(self.names)] if self.names else [f'group {i}'+{0:', bottom',n-1:', top'}.get(i, '') for i in range(n)]
     t = np.arange(len(rates))/spe
-    lines = {names[j]:(t,np.where(rates[:,j]>0, rates[:,j], np.nan)) for j in reversed(range(rates.shape[1]))}
-    chart = line_chart(lines, 'rates', 'epoch', 'rate', width=560, height=190, y_range=(0,float(rates.max())*1.05))
+    lines = {names[j]:(t,np.where(rates[:,j]>0, rates[:,j], np.nan)) for j in reversed(range(n))}
+    chart = line_chart(lines, 'rates', 'epoch', 'rate', width=560, height=190, y_range=(0,float(rates.max())*1.05), colours=reversed(range(n))) # a group has its colour everywhere
     code = f'<pre class="u5-bench-code" style="white-space:pre-wrap;margin:6px 0;padding:6px;border:1px solid #8886;border-radius:4px">{esc(self.code)}</pre>'
     said = f'<div role="status" style="min-height:1.3em">{esc(self.said)}</div>'
     found = self.search_html() if self.search is not None else ''
@@ -156,9 +163,6 @@ def search_html(self:ScheduleBench) -> str:
     low = float(np.nanmin((m-se)[ok]))
     chart = line_chart(lines, 'rate search', 'rate, log10', '', marks=marks, width=560, height=170, y_range=(1.1*min(low, -1e-6),-.6*min(low, -1e-6)))
     return f'<div><b>Rate search</b> {esc(repr(r))}</div>{chart}'
-
-@patch
-def save(self:ScheduleBench, path): return self.picture().save(path) # of an .html file
 
 # %% ../../nbs/api/65_widgets.bench.ipynb #1245a2fa
 def _learner(self):

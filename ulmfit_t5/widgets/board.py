@@ -9,7 +9,6 @@ __all__ = ['LayerBoard', 'BoardWatch', 'BoardView']
 
 # %% ../../nbs/api/62_widgets.board.ipynb #10373901
 import threading,time
-from pathlib import Path
 from fastcore.basics import patch
 from fastai.callback.core import Callback
 
@@ -30,7 +29,9 @@ class LayerBoard(Panel):
         **stats # of `LayerStats`, where the learner has none yet
     ):
         self.learn,self.every_s,self.share,self.layers = learn,every_s,share,layers
-        self.steer,self.stats = steering(learn),layer_stats(learn, **stats)
+        self.steer = steering(learn)
+        self.steer.remember('the weights as they were when the board was made')
+        self.stats = layer_stats(learn, **stats)
         self.opened,self.tickets,self.due,self.failed,self.lock = set(),[],0,None,threading.Lock()
         self.live = Live(lambda: self.picture(), lambda: self.widget(), lambda: self.steer.running)
         self._begin_trace()
@@ -40,7 +41,7 @@ class LayerBoard(Panel):
     def _begin_trace(self):
         s = self.stats
         self.model_layers = s.layers
-        self.trace = Trace(s.names, [(l.name,l.kind,l.n,l.group,l.shapes) for l in s.layers], s.origin)
+        self.trace = Trace(s.names, [(l.name,l.kind,l.n,l.group,l.shapes) for l in s.layers], s.origin, since=s.since)
         self.last = None
 
     def update(self):
@@ -58,10 +59,11 @@ class LayerBoard(Panel):
 def send(self:LayerBoard, name: str, # a command of `steering`
     **kwargs # its arguments
 ):
-    "Give a command, keep its ticket for the message line and return it"
+    "Give a command, keep its ticket for the message line and return it; what is wrong with it, as far as that is known at once, is raised"
     t = self.steer.send(name, **kwargs)
     self.tickets = [*self.tickets[-4:],t]
     self.refresh(force=True)
+    if t.error: raise t.error
     return t
 
 @patch
@@ -94,7 +96,7 @@ def open(self:LayerBoard, group: int, # whose layers to show below it
 ):
     "Show the layers of a group"
     n = len(self.trace.names)
-    if not -n<=group<n: raise IndexError(f"there is no group {group}: the model has {n}, numbered from 0 at the bottom")
+    if isinstance(group, bool) or not isinstance(group, int) or not -n<=group<n: raise IndexError(f"there is no group {group!r}: the model has {n}, numbered from 0 at the bottom")
     (self.opened.add if show else self.opened.discard)(group%n)
     self.refresh(force=True)
     return self
@@ -127,9 +129,6 @@ def picture(self:LayerBoard) -> Picture:
     step = f'after step {self.trace.steps[-1]+1}, {n} sample{"s"[n==1:]}' if n else 'before training'
     frozen = [f'{g} {self.trace.names[g]}' for g,o in enumerate(self.steer.frozen) if o]
     return Picture(html, f'Layers of {type(self.learn.model).__name__}, {step}', f"LayerBoard: {len(self.trace.names)} groups, {step}; frozen: {', '.join(frozen) or 'none'}")
-
-@patch
-def save(self:LayerBoard, path) -> Path: return self.picture().save(path) # of an .html file
 
 # %% ../../nbs/api/62_widgets.board.ipynb #7009c0e4
 @patch
@@ -182,10 +181,10 @@ class BoardView:
 def _line(self:BoardView, w, lay, g):
     "Controls of one group"
     b,name = self.board,f'group {g}, {self.board.trace.names[g]}'
-    label = w.HTML(f'<b>{g}</b> {esc(b.trace.names[g])}', layout=lay('170px'))
+    label = w.HTML(f'<b>{g}</b> {esc(b.trace.names[g])}', layout=lay('230px'))
     on = w.Button(tooltip=f'Freeze or open {name}', layout=lay('90px'))
     rate = w.Text(continuous_update=False, description='rate', style=dict(description_width='34px'), layout=lay('150px'), tooltip=f'Rate of {name}: a number holds it, empty gives it back')
-    back = w.Button(description='reset', tooltip=f'Put {name} back to its pretrained weights', layout=lay('80px'))
+    back = w.Button(description='reset', tooltip=f'Put {name} back to {b.steer.began or "the weights as the first fit begins"}', layout=lay('80px'))
     more = w.ToggleButton(description='layers', tooltip=f'Show the layers of {name}', layout=lay('80px'))
     on.on_click(lambda _: self._act(b.thaw if b.steer.frozen[g] else b.freeze, g))
     rate.observe(lambda c: self._on_rate(g, c['new']), 'value')

@@ -30,7 +30,7 @@ class GroupRow:
     "The controls of one parameter group"
     def __init__(self, i, name, do, rate):
         self.i,self.do,self.rate = i,do,rate
-        self.label = W.HTML(layout=W.Layout(width='300px'))
+        self.label = W.HTML(layout=W.Layout(width='360px'))
         self.name,self.frozen = name,False
         self.toggle = _button('Freeze', f'Freeze or open group {i}, {name}', lambda: do('thaw' if self.frozen else 'freeze', group=i), '76px')
         self.half = _button('÷ 2', f'Halve the rate of group {i}', lambda: self.scale(.5), '46px')
@@ -102,7 +102,7 @@ def _run_buttons(do):
     return {k:_button(t, tip, lambda k=k: do(k)) for k,(t,tip) in what.items()}
 
 # %% ../../nbs/api/64_widgets.cockpit.ipynb #7af2127e
-class Cockpit:
+class Cockpit(Panel):
     "Watch and steer the fits of a learner: `do` gives a command, `read` holds what is shown, `picture()` is what stays"
     def __init__(self,
         learn, # any fastai Learner
@@ -126,10 +126,11 @@ class Cockpit:
     def do(self, name:str, /, # a key of `COMMANDS`, such as 'pause'
         **kwargs # its arguments
     ) -> Ticket:
-        "Give a command, as its button does; an error is shown in the panel too"
+        "Give a command, as its button does; an error is shown in the panel, or raised where it is not shown"
         t = self.steer.send(name, **kwargs)
         if not t.done.is_set(): self.read.note = f'{_said(t)}: waiting {t.awaits}'
         self.live.post(self.refresh)
+        if t.error and self.controls is None: raise t.error
         return t
 
     def commanded(self, t): # on the training's thread
@@ -209,6 +210,9 @@ def refresh(self:Cockpit):
 
 @patch
 def _ipython_display_(self:Cockpit): self.live.show()
+
+@patch
+def __repr__(self:Cockpit): return f'Cockpit: {self.picture()!r}'
 
 # %% ../../nbs/api/64_widgets.cockpit.ipynb #1f4717ce
 @patch

@@ -9,6 +9,7 @@ __all__ = ['has_kernel', 'Live', 'Below', 'show_above', 'Panel']
 
 # %% ../../nbs/api/61b_widgets.live.ipynb #9f8d89ad
 import asyncio,threading,uuid
+from pathlib import Path
 from fastcore.basics import patch
 from IPython import get_ipython
 from IPython.display import display,update_display
@@ -116,3 +117,6 @@ class Panel:
         "The controls as one ipywidget, made when first asked for"
         if self.view is None: self.view = self.new_view()
         return self.view.root
+    def save(self, path) -> Path: # of an .html file
+        "Write the picture as a page that needs nothing else"
+        return self.picture().save(path)

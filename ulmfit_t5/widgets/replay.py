@@ -50,7 +50,8 @@ def rate_map(run: Run,
     title: str='' # above
 ) -> str: # SVG
     "Groups against steps, coloured by rate"
-    n,left,h = len(run.groups),110,15
+    n,left,h = len(run.groups),round(14+6.2*max(map(len, run.groups), default=0)),15
+    width = max(width, left+260)
     r,top = width-left-10,18 if title else 2
     hi = run.lr.max(initial=0) or 1
     edges = np.linspace(0, last+1, min(r//3, last+1)+1)
@@ -59,8 +60,7 @@ def rate_map(run: Run,
     out = [f"<text x='{left}' y='12' fill='{MUTE}' style='fill:var(--u5-fg,{MUTE})'>{esc(title)}</text>"] if title else []
     for g in range(n):
         y,name = top+(n-1-g)*(h+2),run.groups[g]
-        short = name if len(name)<17 else '…'+name[-16:]
-        out.append(f"<text x='{left-5}' y='{y+11}' text-anchor='end' fill='{MUTE}' style='fill:var(--u5-mute,{MUTE})'>{esc(short)}</text>")
+        out.append(f"<text x='{left-5}' y='{y+11}' text-anchor='end' fill='{MUTE}' style='fill:var(--u5-mute,{MUTE})'>{esc(name)}</text>")
         out.append(f"<rect x='{left}' y='{y}' width='{r}' height='{h}' fill='none' stroke='#888' stroke-opacity='.35'/>")
         out.append(_strip(run, g, at, edges, step, last, strength, (left,y,r,h)))
     end = top+n*(h+2)
