@@ -255,6 +255,10 @@ def test_a_place_that_is_not_there_is_told(kw, say):
     if 'at' not in kw:
         with pytest.raises(ValueError, match=say): plot_attention(v, **kw)
 
+@pytest.mark.parametrize('layer', [3,-4,50])
+def test_a_layer_of_states_that_is_not_there_is_told(layer):
+    with pytest.raises(ValueError, match=f'layer={layer} is not there: give a number from 0 to 2, or from -3 to -1'): plot_states(States(classifier(), tok, TEXT), layer=layer)
+
 def test_places_are_counted_from_the_end_too():
     w = TextWriter(t5(), tok, max_len=4)
     v,last = attention_view(w, TEXT, 'A bird', at=-1),attention_view(w, TEXT, 'A bird')

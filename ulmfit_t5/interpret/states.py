@@ -98,8 +98,9 @@ def plot_states(s: States, what: str='h', # a field of `LayerStates`
     k: int=40, # units
     ax=None # matplotlib axes to draw on
 ):
-    "Heat map of the units that change most over a text; returns the axes"
+    "Heat map of the units that change most over a text; returns the axes; raises ValueError for a layer that is not there"
     import matplotlib.pyplot as plt
+    if not -len(s)<=layer<len(s): raise ValueError(f'layer={layer} is not there: give a number from 0 to {len(s)-1}, or from -{len(s)} to -1 to count from the top')
     x = s._of(s.layers[layer], what)
     units,signed = order_units(x, k),what in ('h','c','g')
     ax = ax or plt.subplots(figsize=(1.8+.24*len(s.pieces),1.2+.055*len(units)), layout='constrained')[1]
