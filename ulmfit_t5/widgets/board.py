@@ -157,6 +157,7 @@ class BoardWatch(Callback):
     def after_batch(self): self.board.refresh()
     def after_epoch(self): self.board.refresh(force=True)
     def after_fit(self): self.board.update().refresh(force=True)
+    trained_away = after_fit # in other processes, see `fit_distributed`
 
 # %% ../../nbs/api/62_widgets.board.ipynb #048cc0f0
 class BoardView:
