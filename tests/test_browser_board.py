@@ -73,7 +73,7 @@ def test_replay_plays(board):
     wait_for(lambda: int(title()[1])<at, 20, 'the picture did not follow the slider')
     b.out(2).scroll_into_view_if_needed()
     b.shot('replay_1_slider')
-    assert b.out(2).locator('div[class^="u5-"]:not(.u5-row)').first.is_visible() is False, 'the picture stands twice'
+    assert b.out(2).locator('.u5-below').first.is_visible() is False, 'the picture stands twice'
     b.save()
     outs = [''.join(o.get('data', {}).get('text/html', '')) for c in nbformat.read(b.dir/'board.ipynb', 4).cells for o in c.outputs]
     assert any('Layers of Small' in o for o in outs) and any('who trains when' in o for o in outs), 'the pictures are not in the file'

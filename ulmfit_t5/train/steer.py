@@ -8,7 +8,7 @@ Docs: https://ulmfit-t5.github.io/ulmfit_t5/api/train.steer.html.md"""
 __all__ = ['Steering', 'steering', 'COMMANDS', 'CONTROL', 'WISHES', 'Ticket', 'command']
 
 # %% ../../nbs/api/36_train.steer.ipynb #6908f0cd
-import inspect,sys,threading,time
+import inspect,threading,time
 import numpy as np
 from torch.nn.modules.batchnorm import _NormBase
 from fastcore.basics import patch
@@ -22,13 +22,7 @@ from .commands import *
 _all_ = ['COMMANDS','CONTROL','WISHES','Ticket','command']
 
 # %% ../../nbs/api/36_train.steer.ipynb #bf34bb12
-def _inside(name, thread):
-    "Is `thread` inside a function of this name?"
-    f = sys._current_frames().get(thread.ident) if thread is not None else None
-    while f is not None and f.f_code.co_name!=name: f = f.f_back
-    return f is not None
-
-def _fitting(thread): return _inside('_do_fit', thread) # an interrupted fit tells no callback that it ended
+def _fitting(thread): return inside('_do_fit', thread) # an interrupted fit tells no callback that it ended
 
 class Steering(Callback):
     "Takes commands from any thread and applies them before the next batch; made by `steering(learn)`"
@@ -214,22 +208,14 @@ def rates(self:Steering) -> list: # bottom first; 0 where a group does not train
     if now is None: now = discriminative(self.lr, len(self.params), None) if self.opt is None else [float(h['lr']) for h in self.opt.hypers]
     return [0. if f else float(r) for f,r in zip(self.frozen, self._wanted(now))]
 
-# %% ../../nbs/api/36_train.steer.ipynb #55d79e7f
-def _call():
-    "Frame of the outermost call of a library that the fit under way belongs to"
-    f = sys._getframe()
-    while f.f_globals.get('__name__')!='fastai.learner': f = f.f_back
-    while f.f_back is not None and f.f_back.f_globals.get('__name__', '').split('.')[0] in ('fastai','fastcore','ulmfit_t5'): f = f.f_back
-    return f
-
 # %% ../../nbs/api/36_train.steer.ipynb #6ffdfeb6
 @patch
 def before_fit(self:Steering):
     me = threading.current_thread()
-    if hasattr(self.learn, 'lr_finder') or not _inside('_with_events', me) or (self.active and _fitting(me)): return
+    if hasattr(self.learn, 'lr_finder') or not inside('_with_events', me) or (self.active and _fitting(me)): return
     self._let_go()
     if self.job is None: self._begin()
-    self.stopped,self.recipe = self.stopped or self.recipe is not None and self.recipe is _call(),None
+    self.stopped,self.recipe = self.stopped or self.recipe is not None and self.recipe is outer_call(),None
     self.active,self.thread,self.fit_no,self.halted = True,me,self.fit_no+1,False
     self.remember('the weights as the first fit began')
 
@@ -251,7 +237,7 @@ def before_epoch(self:Steering):
 
 @patch
 def _halt(self:Steering):
-    self.halted,self.recipe = True,None if self.job else _call()
+    self.halted,self.recipe = True,None if self.job else outer_call()
     raise CancelFitException
 
 # %% ../../nbs/api/36_train.steer.ipynb #d95d5ca1
