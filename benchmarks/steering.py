@@ -59,9 +59,10 @@ display(panel)
 display(board)
 extra = [cb for cb in learn.cbs if cb.name in kinds['both']]
 
-async def block(names, n):
-    "Seconds and processor seconds a step"
+async def block(names, n, seed=0):
+    "Seconds and processor seconds a step; the same batches for the same seed, for their lengths differ"
     clock = Clock()
+    learn.dls.train.load_state_dict(dict(seed=seed, epoch=0, pos=0))
     with learn.removed_cbs([o for o in extra if o.name not in names]), learn.no_bar(), learn.no_logging(): await learn.steer('fit', 1000, 1e-4, cbs=[clock,Enough(n+2)])
     k = len(clock.at)-2
     return dict(wall=(clock.at[-1]-clock.at[1])/k, cpu=(clock.cpu[-1]-clock.cpu[1])/k)
@@ -69,7 +70,7 @@ async def block(names, n):
 res = {k:[] for k in kinds}
 await block((), 3)
 for i in range(cfg['blocks']):
-    for k in (list(kinds) if i%2==0 else reversed(list(kinds))): res[k].append(await block(kinds[k], cfg['steps']))
+    for k in (list(kinds) if i%2==0 else reversed(list(kinds))): res[k].append(await block(kinds[k], cfg['steps'], i))
 
 learn = learner(cfg['clicked'], .25)
 panel,board = learn.cockpit(),LayerBoard(learn)
@@ -118,7 +119,8 @@ def in_kernel(code, secs):
         km.shutdown_kernel(now=True)
 
 def measure(a):
-    size = dict(texts=120, bs=4, steps=4, blocks=1, clicked=60, clicks=4) if a.quick else dict(texts=2000, bs=32, steps=40, blocks=6, clicked=640, clicks=30)
+    size = dict(texts=2000, bs=32, steps=a.steps, blocks=a.blocks, clicked=640, clicks=a.clicks)
+    if a.quick: size = dict(texts=120, bs=4, steps=4, blocks=1, clicked=60, clicks=4)
     out = Path(a.tmp)/'steering.json'
     cfg = dict(size, threads=a.threads, cuda=a.device=='cuda', out=str(out))
     in_kernel(f'cfg,kinds = {cfg!r},{KINDS!r}\n{CELL}', 3000)
@@ -146,5 +148,8 @@ def rows(res, a):
     return out
 
 if __name__=='__main__':
-    a = parser(__doc__).parse_args()
-    run(__file__, a, dict(measure=measure), rows)
+    p = parser(__doc__)
+    p.add_argument('--steps', type=int, default=40, help='of a block')
+    p.add_argument('--blocks', type=int, default=6, help='of each kind')
+    p.add_argument('--clicks', type=int, default=30)
+    run(__file__, p.parse_args(), dict(measure=measure), rows)
