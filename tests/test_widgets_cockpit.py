@@ -155,7 +155,7 @@ def test_one_panel_to_a_learner():
     assert learn.cockpit() is a and len([o for o in learn.cbs if isinstance(o, Gauges)])==1
 
 def test_curves_stay_short():
-    t = Trace(most=50)
+    t = Curve(most=50)
     for i in range(10_001): t.add(i, [float(i),1.])
     xs,ys = t.xy
     assert 25<=len(t)<50 and xs==sorted(xs) and all(abs(y[0]-x)<t.stride and y[1]==1 for x,y in zip(xs, ys))

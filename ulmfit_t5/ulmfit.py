@@ -185,7 +185,7 @@ def fit(self:ULMFiT,
     start,budget = time.time(),seconds(budget)
     if budget is not None and not budget>0: raise ValueError(f"a budget of {budget:g} s trains nothing: give more, such as '3min', or None for the whole of the plans")
     lm = self.finetune_lm(budget and budget*lm_share, cbs)
-    if _stopped(lm, cbs):
+    if lm is not None and _stopped(lm, cbs):
         self.say('stopped, and so there is no classifier: finetune_classifier() goes on with what the language model has learnt')
         return self
     took = max(time.time()-start, self.took.get('language model', 0)) # of a stage that is gone on with, all of its time

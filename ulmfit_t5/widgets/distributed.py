@@ -17,8 +17,6 @@ from fastcore.basics import patch
 # %% ../../nbs/api/66_widgets.distributed.ipynb #f0c02926
 from ..core import human
 from ..train.distributed import PANELS,LinePanel
-from ..train.groups import group_names
-from .gauges import Gauges
 from .live import Live,has_kernel
 from .paint import *
 
@@ -156,28 +154,3 @@ def close(self:DistributedPanel):
     elif get_ipython() is not None and not has_kernel(): display(self.picture())
 
 PANELS.append(lambda: DistributedPanel() if get_ipython() is not None else LinePanel())
-
-# %% ../../nbs/api/66_widgets.distributed.ipynb #fd501700
-@patch
-def trained_away(self:Gauges):
-    "Show what other processes did, from what the recorder has of it"
-    r,rec,s = self.read,self.recorder,self.learn.steering
-    self._s,start,rates = s,s.steps_done-len(rec.losses),getattr(self.learn, 'group_rates', ())
-    for i,v in enumerate(map(float, rec.losses)):
-        self.loss.add(start+i, v)
-        if len(rates)==len(rec.losses): self.rates.add(start+i, [float(o) for o in rates[i]])
-        self.smooth = v
-    self._epochs_away(start, len(rec.losses)//max(len(rec.values), 1))
-    r.names,r.status,r.step,r.loss = group_names(s.params, self.learn.model),'ended',s.steps_done,self.smooth
-    r.frozen,r.rates,r.n_epoch,r.epoch,r.iter,r.left = s.frozen,s.rates,len(rec.values),max(len(rec.values)-1, 0),0,0.
-    self.tell()
-
-@patch
-def _epochs_away(self:Gauges, start, n):
-    "Rows of the table, an epoch of `n` steps each"
-    names,r = list(self.recorder.metric_names),self.read
-    r.columns = names[:-1] if names[-1:]==['time'] else names
-    for i,row in enumerate(self.recorder.values):
-        r.rows.append([i,*(float(o) for o in row)])
-        v = dict(zip(r.columns, r.rows[-1])).get('valid_loss')
-        if v is not None: self.valid = self.valid[0]+[start+n*(i+1)],self.valid[1]+[v]
