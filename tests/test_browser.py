@@ -2,7 +2,7 @@
 import json,os,re,shutil,signal,socket,subprocess,sys,tempfile,time,urllib.request
 from pathlib import Path
 import nbformat,psutil,pytest
-from playwright.sync_api import expect,sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout,expect,sync_playwright
 from conftest import root
 
 WAIT,shots = 200_000,root/'build'/'browser'
@@ -119,15 +119,24 @@ class Book:
         (self.dir/'settings'/'@jupyterlab'/'apputils-extension'/'themes.jupyterlab-settings').write_text(json.dumps(dict(theme='JupyterLab '+('Dark' if dark else 'Light'))))
         self.page = browser.new_page(viewport=dict(width=1300, height=1050), color_scheme='dark' if dark else 'light')
         self.page.set_default_timeout(WAIT)
-        self.page.add_locator_handler(self.page.locator('.jp-Dialog .jp-mod-accept').last, self.accept)
+        self.page.add_locator_handler(self.page.locator('.jp-Dialog .jp-mod-accept').last, self.accept, no_wait_after=True)
         self.open()
     def accept(self, button):
-        "On a slow machine Jupyter asks, for a kernel to connect to say: take what it offers"
-        print(f'{self.name}: Jupyter asked:', self.page.locator('.jp-Dialog').last.inner_text())
-        button.click()
+        "Jupyter may ask something, and again at once, or take the question back: take what it offers, and wait for nothing"
+        try:
+            print(f'{self.name}: Jupyter asked:', self.page.locator('.jp-Dialog').last.inner_text(timeout=2000))
+            button.click(timeout=5000)
+        except PlaywrightTimeout: pass
+    def start_kernel(self):
+        "One that the page finds under the notebook's path: a loaded machine knows of no kernels yet when the page opens, and asks for one"
+        ask = dict(path=f'{self.name}.ipynb', name=self.name, type='notebook', kernel=dict(name='python3'))
+        post = urllib.request.Request(f'{self.url}/api/sessions', json.dumps(ask).encode(), {'Content-Type':'application/json'})
+        urllib.request.urlopen(post, timeout=WAIT/1000)
     def open(self):
+        self.start_kernel()
         self.page.goto(f'{self.url}/lab/tree/{self.name}.ipynb?reset', timeout=WAIT)
         self.page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=WAIT)
+        expect(self.page.locator('.jp-NotebookPanel-toolbar .jp-KernelName')).to_contain_text('Python 3', timeout=WAIT) # connected: what runs before asks for a kernel
         self.page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=WAIT)
     def run(self, i):
         "Run cell `i` and do not wait for its end; again where the kernel was not ready yet and Jupyter dropped it"
