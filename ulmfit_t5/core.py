@@ -137,15 +137,16 @@ def seed_everything(seed: int=42): # the same seed on the same machine gives the
 
 # %% ../nbs/api/00_core.ipynb #0dc6c986
 def bf16_fast(device='cpu') -> bool: # True where bfloat16 matrix products beat float32
-    "Does `device` have bfloat16 matrix instructions?"
+    "Does `device` have bfloat16 matrix instructions that pay?"
     device = torch.device(device)
     if device.type=='cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type!='cpu': return False
     caps = torch.backends.cpu.get_cpu_capability()
-    return ('AVX512' in caps and torch.ops.mkldnn._is_mkldnn_bf16_supported() and cpu_flag('amx_bf16','avx512_bf16'))
+    if not ('AVX512' in caps and torch.ops.mkldnn._is_mkldnn_bf16_supported()): return False
+    return cpu_flag('amx_bf16') or cpu_flag('avx512_bf16') and cpu_flag('AuthenticAMD')
 
 def cpu_flag(*names) -> bool: # as /proc/cpuinfo spells them
-    "Has this CPU one of the features? Only Linux tells"
+    "Has this CPU one of the features, or is it of this vendor? Only Linux tells"
     try: flags = Path('/proc/cpuinfo').read_text().split()
     except OSError: return False
     return any(o in flags for o in names)
