@@ -30,6 +30,7 @@ from .metrics import *
 from .pairs import *
 from .writer import *
 from .pretrain import *
+from .comparing import *
 
 # %% ../nbs/api/42a_pretrain_t5.ipynb #a4094bc5
 class ByNumber:
@@ -135,7 +136,7 @@ tags: [t5, text2text-generation]
 ---
 # {name}
 
-A small T5 (version 1.1 layers: gated GELU; embedding and softmax shared): the starting point for text-to-text tasks. Trained by the command below from random weights{warm}.
+A small T5 (version 1.1 layers: gated GELU; embedding and softmax shared): the starting point for text-to-text tasks. Trained by the command below from {begun}.
 
 | | |
 |---|---|
@@ -144,6 +145,7 @@ A small T5 (version 1.1 layers: gated GELU; embedding and softmax shared): the s
 | licence of the corpus | {licence} |
 | BERT-style denoising | {c_tokens:,} tokens in and out, {c_steps:,} steps, {c_seconds:,.0f} s |
 | span corruption | {d_tokens:,} tokens in and out, {d_steps:,} steps, {d_seconds:,.0f} s |
+| marks of what two texts share | {m_steps:,} steps, {m_seconds:,.0f} s{m_right} |
 | mixture of tasks | {tasks} |
 | | {t_tokens:,} tokens, {t_steps:,} steps, {t_seconds:,.0f} s, every fourth batch span corruption |
 | finished, held out | span corruption {d_loss:.3f} nats a target token, {mixed:.3f} with the words of each input shuffled; tasks {t_loss:.3f} |
@@ -161,7 +163,7 @@ Without any fine-tuning, answers kept to the labels, on at most {n_scores:,} val
 ```
 {command}
 ```
-
+{before}
 It knows what so short a training can teach. Where the two losses of span corruption hardly differ, it reads a bag of words, and counted words will be as good or better:
 measure it against them. It repeats what its corpus says, true or not,
 and carries its biases. The task data has its own terms; names and sources are in `ulmfit_t5 datasets`.
@@ -211,6 +213,17 @@ def begin_with(model: T5, name # bundled language model, or a folder
     w = w-w.mean(0)
     model.embed.weight.data[:len(w)] = w/w.std()
 
+# %% ../nbs/api/42a_pretrain_t5.ipynb #fc471b10
+def _begun(start, embed): # where training began, in words
+    if start: return f'{model_path(start).name} as it was before'
+    return 'random weights' + (f', but for the embedding, which began as that of {embed}' if embed else '')
+
+def _before(start): # how a model came to be that another goes on from, out of its card
+    f = model_path(start)/'README.md'
+    card = f.read_text(encoding='utf8') if f.exists() else ''
+    rows = [o for o in card.splitlines() if o.startswith(('| BERT-style','| span corruption','| marks of','| mixture of','| machine')) or ', every fourth batch' in o]
+    return '\n'.join(['','What it began as was made so:','','| | |','|---|---|',*rows,'','```',*card.split('```')[1::2][:1],'```','']) if rows else ''
+
 # %% ../nbs/api/42a_pretrain_t5.ipynb #48537488
 def _said(s): # scores of a task, in words
     return ', '.join(f'{k} {v:.1f}' for k,v in s.items() if v==v and (v or k!='invalid'))
@@ -219,10 +232,9 @@ def _facts(prefix, run): # of a run, for the card
     return {f'{prefix}_{k}':v for k,v in dict(tokens=run.n_tokens, steps=run.step, seconds=run.elapsed, loss=run.evaluate()).items()} if run else {
         f'{prefix}_{k}':0 for k in ('tokens','steps','seconds','loss')}
 
+# %% ../nbs/api/42a_pretrain_t5.ipynb #036bbf30
 def export_t5(path, # folder of the artefact
-    looking: T5Run|None, # BERT-style denoising
-    first: T5Run, # span corruption
-    second: T5Run|None, # the mixture
+    runs: dict, # 'spans' -> `T5Run`, and those there are of 'looking', 'comparing' (`ComparingRun`) and 'tasks'
     tok, # tokenizer
     valid: dict, # task -> `Examples`, for the scores
     tasks: str, # the mixture in words
@@ -230,15 +242,18 @@ def export_t5(path, # folder of the artefact
     corpus: str, # in words
     licence: str, # of the corpus
     embed: str='', # language model whose embedding it began with
+    start: str='', # T5 that it began as
     name: str='', # title of the card; the folder's name by default
     files=() # that were read
 ) -> Path:
     "Save the trained model with its card; dropout is on again for who fine-tunes it"
+    first,marks = runs['spans'],runs.get('comparing')
     model = first.model.eval()
     c,scores = replace(model.config, p=.1),zero_shot(model, tok, valid)
     mixed = first.evaluate([shuffled(b, SpecialIds.of(tok)) for b in first.valid])
     card = _card.format(name=name or Path(path).name, licence=licence, corpus=corpus, files=', '.join(Path(o).name for o in files), tasks=tasks, command=command,
-        warm=f', but for the embedding, which began as that of {embed}' if embed else '', **_facts('c', looking), **_facts('d', first), **_facts('t', second),
+        begun=_begun(start, embed), before=_before(start) if start else '', **_facts('c', runs.get('looking')), **_facts('d', first), **_facts('t', runs.get('tasks')),
+        m_steps=marks.step if marks else 0, m_seconds=marks.elapsed if marks else 0, m_right=f', {marks.accuracy():.1%} of the held-out tokens marked rightly' if marks else '',
         params=sum(p.numel() for p in model.parameters()), vocab=c.vocab_sz, pieces=len(tok), n_scores=400, mixed=mixed,
         machine=machine(), dtype='bfloat16' if first.bf16 else 'float32',
         sizes=', '.join(f'{k} {getattr(c, k)}' for k in ('d_model','d_ff','n_layers','n_heads','d_kv')), scores='\n'.join(f'| {k} | {_said(s)} |' for k,s in scores.items()) or '| none | |')
@@ -251,8 +266,10 @@ def pretrain_t5(
     valid:str, # held-out text
     out:str, # folder of the run; call again with the same to go on
     tokenizer:str='awd-lstm-fwd', # folder of a tokenizer or a bundled name; sentinels come behind its pieces
+    start:str='', # T5 to go on from: a bundled name or a folder; random weights by default
     copy_budget:str='10min', # time box of BERT-style denoising, in which it learns to look; '0s' leaves it out
-    budget:str='60min', # time box of span corruption
+    budget:str='60min', # time box of span corruption; '0s' leaves it out, where `start` has had it
+    compare_budget:str='5min', # time box of marking what two texts share, in which it learns to compare; '0s' leaves it out
     tasks:str='', # names of tasks, with `:split` where it is not train; none by default
     task_budget:str='20min', # time box of the mixture
     temperature:float=2., # of the mixture
@@ -269,29 +286,28 @@ def pretrain_t5(
     licence:str='cc-by-sa-3.0', # of the text, for the model card
     name:str='', # of the model, for its card
 ):
-    "Train a T5 on raw text, in two parts, and then on a mixture of tasks; resumable, time-boxed; the model is saved in OUT/model"
-    given = dict(locals())
+    "Train a T5 on raw text, in three parts, and then on a mixture of tasks; resumable, time-boxed; the model is saved in OUT/model"
+    given,runs,mix = dict(locals()),{},'none'
     if threads: torch.set_num_threads(threads)
     keep_freed_memory()
     out,tok,files = Path(out),load_tokenizer(model_path(tokenizer)),text_files(texts)
     train,held = task_examples(tasks) if tasks else ({},{})
     c,v = tokenized(texts, valid, tok, out.parent/'corpora')
     seed_everything(seed)
-    model = load_t5(None, tok, **T5_SIZES[size]|dict(vocab_sz=SpecialIds.of(tok).vocab_sz, p=0.))
+    model = load_t5(start, tok, p=0.) if start else load_t5(None, tok, **T5_SIZES[size]|dict(vocab_sz=SpecialIds.of(tok).vocab_sz, p=0.))
     if embed: begin_with(model, embed)
-    looking = None
     if seconds(copy_budget):
-        looking = T5Run(out/'looking', model, *corpus_data(c, v, tok, 'bert', max(8, inputs_length//2), max(1, bs//2), seed), lr=2*lr, budget=copy_budget, seed=seed, bs=bs)
-        looking.train()
+        runs['looking'] = T5Run(out/'looking', model, *corpus_data(c, v, tok, 'bert', max(8, inputs_length//2), max(1, bs//2), seed), lr=2*lr, budget=copy_budget, seed=seed, bs=bs)
+        runs['looking'].train()
     data,batches = corpus_data(c, v, tok, objective, inputs_length, bs, seed)
-    first = T5Run(out/'spans', model, data, batches, lr=lr, budget=budget, seed=seed, bs=bs, inputs_length=inputs_length, objective=objective)
+    first = runs['spans'] = T5Run(out/'spans', model, data, batches, lr=lr, budget=budget, seed=seed, bs=bs, inputs_length=inputs_length, objective=objective)
     print(f'{c}; one pass is {n_of(len(data), "step")}; {"bfloat16" if first.bf16 else "float32"} on {first.device}', flush=True)
-    first.train()
-    second,mix = None,'none'
+    if seconds(budget): first.train()
+    if seconds(compare_budget): runs['comparing'] = learn_to_compare(model, c, v, tok, out/'comparing', compare_budget, 2*bs, lr, seed)
     if train:
         mix,tdata,tbatches = task_data(train, held, tok, task_length, bs, temperature, seed)
         both = Interleaved(tdata, data, start=first.step)
-        second = T5Run(out/'tasks', model, both, tbatches, lr=lr/3, steps=10**9, budget=task_budget, seed=seed, bs=bs, tasks=str(mix), begun=first.step)
-        second.train()
-    print('saved in', export_t5(out/'model', looking, first, second, tok, held, str(mix), command_line(pretrain_t5, given), corpus or str(texts), licence, embed, name, files))
-    return second or first
+        runs['tasks'] = T5Run(out/'tasks', model, both, tbatches, lr=lr/3, steps=10**9, budget=task_budget, seed=seed, bs=bs, tasks=str(mix), begun=first.step)
+        runs['tasks'].train()
+    print('saved in', export_t5(out/'model', runs, tok, held, str(mix), command_line(pretrain_t5, given), corpus or str(texts), licence, embed, start, name, files))
+    return runs.get('tasks') or first
