@@ -2,7 +2,7 @@
 same inputs, in float32, with weights in float16, and in bfloat16. In float32 all ids must be the same; in 16 bits the share of texts that are is counted, on the bundled
 model too where the package has it. On one CPU thread what counts is processor time, which other processes on the machine change little."""
 import importlib,statistics,sys,time
-from common import line,parser,review_texts,run
+from common import line,parser,review_texts,run,timed
 
 INPUT = 64
 WAYS = {'greedy 1':(1,1), 'greedy 8':(8,1), 'beam 4':(1,4)} # texts, beams
@@ -27,15 +27,14 @@ def inputs(a, n, vocab):
 
 def measure(a, f, vocab, reps=3):
     "Milliseconds a step for each way, the median of some calls after a short one, and the ids"
-    clock = time.process_time if a.device=='cpu' and a.threads==1 else time.perf_counter
-    n,res = setting(a)[2],{}
+    n,res,now = setting(a)[2],{},clock(a)
     for k,(b,beams) in WAYS.items():
         x,secs = inputs(a, b, vocab),[]
         f(x, 2, beams)
         for _ in range(1 if a.quick else reps):
-            s = clock()
+            s = now()
             ids = f(x, n, beams)
-            secs.append(clock()-s)
+            secs.append(now()-s)
         res[k],res[f'ids {k}'] = 1000*statistics.median(secs)/n,ids
     return res
 
@@ -57,6 +56,18 @@ def real(a):
     texts = [f'sst2 sentence: {t[:300]}' for t in review_texts(8 if a.quick else 200)[0]]
     want = w.write(texts).texts
     return {k:statistics.mean(o==p for o,p in zip(w.write(texts, dtype=k).texts, want)) for k in kinds(a)[1:]}
+
+def products(a):
+    "Milliseconds that the matrix products of a step take alone, one row by each matrix that a step reads, in float32; and the millions of bytes of these"
+    import torch,torch.nn.functional as F
+    from ulmfit_t5.models.hf_t5 import load_hf_t5
+    m = load_hf_t5(a.tmp/'t5').eval()
+    ws = [w.detach() for n,w in m.decoder.named_parameters() if w.dim()==2 and not n.endswith(('bias.weight','cross.k.weight','cross.v.weight'))] + [m.embed.weight.detach()]
+    xs = [torch.randn(1, w.shape[1]) for w in ws]
+    with torch.inference_mode(): t = timed(lambda: [F.linear(x, w) for x,w in zip(xs, ws)], 1 if a.quick else 20, clock=clock(a))
+    return dict(ms=1000*t, mb=sum(w.numel()*4 for w in ws)/1e6)
+
+def clock(a): return time.process_time if a.device=='cpu' and a.threads==1 else time.perf_counter
 
 def kinds(a):
     "Types of weights that this machine is made for, the first one as they are"
@@ -83,6 +94,7 @@ PEERS = {None:'fp32', 'fp16':'fp32', 'bf16':'bf16'} # what transformers does mea
 def jobs(a):
     from ulmfit_t5.core import bundled
     both = {f'ours {k or "fp32"}':ours(k) for k in kinds(a)} | {f'transformers {p}':transformers(p=='bf16') for p in dict.fromkeys(PEERS[k] for k in kinds(a))}
+    if a.device=='cpu': both['products'] = products
     return both | ({'bundled':real} if bundled('datasets.json').with_name('t5-compact').is_dir() else {})
 
 def same(res, o):
@@ -101,6 +113,10 @@ def rows(res, a):
         share = same(res, o)
         if k is None and share<1: raise SystemExit(f'in float32 only {share:.0%} of the texts are those of transformers: a step is wrong')
         out.append(line(f'share of texts as transformers writes in fp32, {what}, {name}', share, None, None, 'of 1', 'higher', note='random weights, all ids compared'))
+    if 'products' in res:
+        ms,us,them = res.med('products', 'ms'),res.med('ours fp32', 'greedy 1'),res.med('transformers fp32', 'greedy 1')
+        note = f'{res.med("products", "mb"):.0f} MB of weights are read in {ms:.3g} ms a step'
+        out.append(line(f'share of a step that its matrix products take alone, fp32, {name}, greedy, batch 1', ms/us, ms/them, them/us, 'of 1', 'higher', 'transformers generate, fp32', note))
     for k,share in res['bundled'][0].items() if 'bundled' in res else ():
         out.append(line(f'share of texts as in fp32, weights in {k}, t5-compact', share, None, None, 'of 1', 'higher', note='reviews to be judged, greedy'))
     return out

@@ -10,9 +10,9 @@ MORE = dict(peer_name=str, better=str, note=str)
 TOP = dict(name=str, command=str, date=str, machine=str, cores=int, versions=dict, rows=list)
 STRICT = TOP | dict(threads=int, seconds=int, quick=bool)
 SCRIPTS = ['lm_step','classifier','inference','generation','tokenise','streaming','span_corruption','packing','loaders','optimizers','lm_init','lstm_rows','plans','t5_step',
-    't5_generate','trec6','imdb_labels','imdb_frozen','cleaning','attention_view','rank_balance','t5_tasks','t5_adapt','t5_start'] # steering, lr_find and distributed take minutes
+    't5_generate','trec6','imdb_labels','imdb_frozen','cleaning','attention_view','rank_balance','t5_tasks','t5_adapt','t5_start','t5_compare'] # steering, lr_find and distributed take minutes
 EXTRA = dict(streaming='/proc/self/smaps_rollup')
-REAL = 'trec6','imdb_labels','imdb_frozen','rank_balance','t5_tasks','t5_adapt','t5_start' # measure on texts that are not bundled
+REAL = 'trec6','imdb_labels','imdb_frozen','rank_balance','t5_tasks','t5_adapt','t5_start','t5_compare' # measure on texts that are not bundled
 number = lambda o: isinstance(o, (int,float)) and not isinstance(o, bool)
 
 def faults(d, name, strict):

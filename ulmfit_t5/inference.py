@@ -95,7 +95,7 @@ class TextPredictor:
         device=None # where to compute; the model stays where it is by default
     ):
         check_device(device)
-        if bf16 and not bf16_fast(device or 'cpu'): raise ValueError(f'bf16=True, but {device or "this CPU"} has no bfloat16 instructions and would be slower: leave it out')
+        if bf16 and not bf16_fast(device or 'cpu'): raise ValueError(f'bf16=True, but {device or "this CPU"} is not faster in bfloat16 than in float32: leave it out')
         self.model,self.tok,self.labels,self.task,self.backwards,self.bf16 = model.eval(),tok,list(labels),task,backwards,bf16
         if device: self.model.to(device)
     @classmethod
