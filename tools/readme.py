@@ -19,7 +19,7 @@ SHORT = dict(trec6=('TREC-6 test error, forward','TREC-6 test error, both'), lm_
     loaders=('loading batches for a language model, reviews of 250 tokens, shuffled','loading batches for a classifier, reviews'), optimizers=('AdamW update of a language model of paper',),
     span_corruption=('span corruption, 128 rows of 568',), t5_tasks=('T5 fine-tuned, mean',), t5_adapt=('T5, IMDb',), t5_step=('T5 training step',),
     t5_generate=('T5 writing',), rank_balance=('tokens shared',),
-    attention_view=('picture of the attention to 512',), cleaning=('cleaning web pages',), lr_find=('distance of',),
+    attention_view=('picture of the attention to 512','longest input'), cleaning=('cleaning web pages',), lr_find=('distance of',),
     steering=('training step, cockpit and layer','click during training until it is applied, median','slowest click'), distributed=('language model in 2 processes: from the call','from a process','processes left'), packing=(), imdb_frozen=(), lm_init=(), lstm_rows=(), t5_start=(), t5_compare=(), plans=(), plans_scratch=())
 _hidden = re.compile(r'^#\|\s*(hide|default_exp|export\w*|include:\s*false)\s*$', re.M)
 _links = re.compile(r'(\]\()(?![a-z]+:|#|/)([^)\s]+)(\))')
