@@ -53,6 +53,7 @@ from ulmfit_t5.learner import *
 from ulmfit_t5.ulmfit import *
 from ulmfit_t5.pretrain import *
 from ulmfit_t5.comparing import *
+from ulmfit_t5.t5_card import *
 from ulmfit_t5.pretrain_t5 import *
 from ulmfit_t5.pairs import *
 from ulmfit_t5.writer import *

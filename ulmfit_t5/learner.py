@@ -90,7 +90,7 @@ def _weights(m, prefix=''): return {prefix+n:p.detach() for n,p in m.named_param
 def default_cbs(alpha: float=2., # AR
     beta: float=1., # TAR
     clip: float|None=.5, # most norm of the gradient
-    bf16: bool|None=None # None: where the machine has instructions for it
+    bf16: bool|None=None # None: where that is faster, see `bf16_fast`
 ) -> list: # of callbacks
     "What an AWD-LSTM trains with"
     cbs = [ResetState(),*([ActivationReg(alpha, beta)] if alpha or beta else []),NaNGuard()]
