@@ -70,6 +70,10 @@ def whole(tmp_path_factory):
     logged(p, title='whole')
     return p.read_bytes()
 
+def test_a_log_torn_between_its_first_line_and_the_newline(whole, tmp_path):
+    (p := tmp_path/'run.jsonl').write_bytes(whole[:whole.index(b'\n')])
+    with pytest.raises(ValueError, match='holds no fit'): read_log(p)
+
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_every_torn_log_reads_or_tells(whole, tmp_path_factory, data):

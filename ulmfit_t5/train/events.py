@@ -240,7 +240,7 @@ class Run:
         torn: bool=False # was the last line torn?
     ):
         pick = lambda k: [e for e in events if e['e']==k]
-        self.path,self.torn,self.header,self.fits = str(path),torn,events[0],pick('fit')
+        self.path,self.torn,self.header,self.fits = str(path),torn,next(iter(events), {}),pick('fit')
         self.epochs,self.commands,self.opens,self.ends = (pick(k) for k in ('epoch','command','open','end'))
         if not self.fits: raise ValueError(f"{path} holds no fit: the training ended before it began, so there is nothing to replay")
         self.groups = self.fits[-1]['groups']
